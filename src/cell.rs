@@ -1,0 +1,213 @@
+//! The vocabulary that the orchestrating parent and the measuring worker share.
+//!
+//! A [`Cell`] is one configuration of the matrix: a model at a precision and a graph flavour, on a backend, with a
+//! workload. Its categories are measured one after the other, each in a fresh process, and together fill one row of
+//! `summary.csv`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Declares an enum whose variants have one name everywhere: YAML, CSV, manifest, messages.
+macro_rules! named_enum {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        pub enum $name { $($(#[$vmeta])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name used in files and messages.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(format!("`{text}` is not one of {}", [$($text),+].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+named_enum! {
+    /// What the weights of the matrix products are stored in.
+    Precision { Fp32 => "fp32", Fp16 => "fp16", Int8 => "int8", Int4 => "int4" }
+}
+
+named_enum! {
+    /// Which operators a graph is made of.
+    Flavour {
+        /// ONNX Runtime's contrib operators (GroupQueryAttention, MatMulNBits, …).
+        Fused => "fused",
+        /// Standard ONNX operators alone, for providers without contrib kernels.
+        Plain => "plain",
+    }
+}
+
+named_enum! {
+    /// An execution provider of ONNX Runtime.
+    ProviderKind { Cpu => "cpu", OpenVino => "openvino", Cuda => "cuda", TensorRt => "tensorrt" }
+}
+
+named_enum! {
+    /// A category of measurement, each run in a fresh process.
+    Category { Speed => "speed", Throughput => "throughput", Memory => "memory" }
+}
+
+named_enum! {
+    /// How a cell, or one of its categories, ended. Ordered from good to bad.
+    Status {
+        /// Everything asked for was measured.
+        Measured => "measured",
+        /// This machine, runtime or provider cannot run it, and the reason says what is missing.
+        Unsupported => "unsupported",
+        /// It ran, but a figure cannot be true, so none is given.
+        Invalid => "invalid",
+        /// It took longer than its timeout.
+        TimedOut => "timed_out",
+        /// The kernel or the allocator refused memory, or the estimate said beforehand that they would.
+        OutOfMemory => "out_of_memory",
+        /// It ended with an error, an abort or a crash.
+        Failed => "failed",
+    }
+}
+
+/// The stable name of a cell: readable axes and a short hash of all of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CellId(pub String);
+
+impl fmt::Display for CellId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Which build of ONNX Runtime a backend loads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuntimeRef {
+    /// One of the runtimes that `ortbench runtime install` places: `cpu`, `openvino`, `cuda`.
+    Installed(String),
+    /// A `libonnxruntime` file named by the user.
+    Path(PathBuf),
+}
+
+impl fmt::Display for RuntimeRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Installed(name) => f.pad(name),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// A build of ONNX Runtime and the execution provider used in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// The name under which the matrix and the results know it.
+    pub name: String,
+    /// The build of ONNX Runtime.
+    pub runtime: RuntimeRef,
+    /// The execution provider.
+    pub provider: ProviderKind,
+    /// Provider options, passed on as they are.
+    pub options: BTreeMap<String, String>,
+}
+
+/// A model's package as one cell uses it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// The name under which the matrix and the results know it.
+    pub name: String,
+    /// The package's folder, absolute.
+    pub package: PathBuf,
+}
+
+/// Where the tokens of a prompt come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptSource {
+    /// Uniform token ids from the seed, special tokens excluded.
+    RandomTokens {
+        /// Seed of the generator.
+        seed: u64,
+    },
+    /// A text, tokenized and cut (or repeated) to the exact length.
+    TextFile {
+        /// The UTF-8 file, absolute.
+        path: PathBuf,
+    },
+}
+
+/// What is asked of the model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Sequences in one batch.
+    pub batch: u32,
+    /// Tokens of each prompt, exactly.
+    pub prompt_tokens: u32,
+    /// Tokens generated after each prompt, exactly (end-of-text is ignored).
+    pub generate_tokens: u32,
+    /// Where the prompts come from.
+    pub prompt: PromptSource,
+}
+
+/// How often and how long a cell is measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeasurementPlan {
+    /// Unmeasured runs before the first measured one.
+    pub warmup: u32,
+    /// Measured runs, at least.
+    pub repetitions: u32,
+    /// Measured seconds, at least: repetitions go on until both are reached.
+    pub min_seconds: f64,
+    /// Fresh processes over which figures that one process gives once (memory, load) are repeated.
+    pub processes: u32,
+    /// A worker that runs longer than this is ended and its cell is `timed_out`.
+    pub timeout_seconds: f64,
+    /// True for the `quick` profile, which every row says.
+    pub quick: bool,
+}
+
+/// One configuration of the matrix.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// Stable over runs of the same axes.
+    pub id: CellId,
+    /// The model's package.
+    pub model: ModelRef,
+    /// Runtime and provider.
+    pub backend: Backend,
+    /// Weights of the matrix products; the package must agree.
+    pub precision: Precision,
+    /// Operators of the graph; the package must agree.
+    pub flavour: Flavour,
+    /// Threads of one operator (intra-op).
+    pub threads: u32,
+    /// What is asked of the model.
+    pub workload: Workload,
+    /// What is measured, in this order, each in a process of its own.
+    pub categories: Vec<Category>,
+    /// How it is measured.
+    pub measurement: MeasurementPlan,
+    /// When set, a node on another provider than the one named makes the cell `unsupported`.
+    pub strict_placement: bool,
+}

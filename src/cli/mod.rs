@@ -1,0 +1,65 @@
+//! The command line: one file a command. Parsing never does anything.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+mod columns;
+mod compare;
+mod doctor;
+mod generate;
+mod plan;
+mod run;
+mod runtime;
+mod schema;
+mod worker;
+
+/// Compares ONNX Runtime's execution providers on language models: speed, throughput and memory, measured.
+#[derive(Debug, Parser)]
+#[command(name = "ortbench", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a matrix and write its results as CSV.
+    Run(run::Args),
+    /// Print the expanded matrix: cells, what would be skipped and why, and the memory each needs.
+    Plan(plan::Args),
+    /// Print a finished run as a comparison table.
+    Compare(compare::Args),
+    /// Let a model answer a prompt.
+    Generate(generate::Args),
+    /// Say which runtimes, providers, meters and limits this machine has, and what adds the missing ones.
+    Doctor(doctor::Args),
+    /// Install or list builds of ONNX Runtime.
+    Runtime(runtime::Args),
+    /// Document the columns of the results.
+    Columns(columns::Args),
+    /// Print the JSON Schema of the matrix file.
+    Schema(schema::Args),
+    /// Run one job from standard input (used by `run`).
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
+
+/// Runs the command and says how the process ends.
+pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Runtime(args) => runtime::run(args),
+        Command::Columns(args) => columns::run(args),
+        Command::Schema(args) => schema::run(args),
+        Command::Worker(args) => worker::run(args),
+    }
+}

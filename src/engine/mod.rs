@@ -1,0 +1,1 @@
+//! Runs a model: plan, key/value cache, prefill and decode, sampling.

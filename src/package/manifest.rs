@@ -1,0 +1,300 @@
+//! `manifest.json`, format version 1: the types behind `docs/package.md`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cell::{Flavour, Precision};
+
+/// The version this program reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The whole manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Always `ortbench-package`.
+    pub format: String,
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Identity and origin.
+    pub model: Model,
+    /// Dimensions.
+    pub shape: Shape,
+    /// Counts of weights.
+    pub parameters: Parameters,
+    /// How weights and activations are stored.
+    pub precision: PrecisionDetail,
+    /// Which operators the graphs are made of.
+    pub flavour: Flavour,
+    /// Operator-set version of each domain.
+    pub opsets: BTreeMap<String, u32>,
+    /// The ONNX graphs.
+    pub graphs: Vec<Graph>,
+    /// The key/value cache.
+    pub cache: Cache,
+    /// Ways in which a batch of unequal prompts may be padded, the preferred one first.
+    pub padding: Vec<Padding>,
+    /// Special tokens.
+    pub tokens: Tokens,
+    /// The tokenizer's file, if the package has one.
+    pub tokenizer: Option<String>,
+    /// The chat template's file, if the package has one.
+    pub chat_template: Option<String>,
+    /// What one decoded token must read.
+    pub bytes_read_per_token: BytesRead,
+    /// Every other file of the package.
+    pub files: Vec<FileEntry>,
+    /// What wrote the package.
+    pub exporter: Exporter,
+}
+
+/// Identity and origin of the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Name, e.g. `qwen3-tiny`.
+    pub id: String,
+    /// The class that the checkpoint's configuration names.
+    pub architecture: String,
+    /// Folder or hub name of the checkpoint.
+    pub source: Option<String>,
+    /// Hash of the checkpoint's weights.
+    pub revision: Option<String>,
+    /// Trained or random.
+    pub weights: Weights,
+    /// Seed of random weights.
+    pub seed: Option<u64>,
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// Read from a checkpoint.
+    Checkpoint,
+    /// Drawn from a generator: speed and memory are real, answers are not.
+    Random,
+}
+
+impl Weights {
+    /// The word in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checkpoint => "checkpoint",
+            Self::Random => "random",
+        }
+    }
+}
+
+/// Dimensions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the field's own words")]
+pub struct Shape {
+    pub layers: u64,
+    pub hidden_size: u64,
+    pub intermediate_size: u64,
+    pub attention_heads: u64,
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub vocab_size: u64,
+    pub context_length: u64,
+    pub experts: Option<u64>,
+    pub experts_per_token: Option<u64>,
+    pub expert_intermediate_size: Option<u64>,
+}
+
+/// Counts of weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// In all, tied weights once.
+    pub total: u64,
+    /// Those that one decoded token multiplies with.
+    pub active_per_token: u64,
+}
+
+/// How weights and activations are stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrecisionDetail {
+    /// Weights of the matrix products.
+    pub name: Precision,
+    /// Of the weight-only quantization, along the input dimension.
+    pub block_size: Option<u32>,
+    /// Whether quantization is symmetric.
+    pub symmetric: Option<bool>,
+    /// MatMulNBits' attribute.
+    pub accuracy_level: Option<u32>,
+    /// The embedding's storage.
+    pub embedding: Precision,
+    /// The head's storage.
+    pub lm_head: Precision,
+    /// The activations' type.
+    pub activations: Precision,
+}
+
+/// One ONNX file and its interface.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Graph {
+    /// What it is for.
+    pub role: GraphRole,
+    /// The ONNX file.
+    pub file: String,
+    /// Its weights.
+    pub external_data: Vec<String>,
+    /// Inputs.
+    pub inputs: Vec<Port>,
+    /// Outputs.
+    pub outputs: Vec<Port>,
+}
+
+/// What a graph is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GraphRole {
+    /// Token ids to logits, with a cache.
+    Decoder,
+}
+
+/// An input or output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// Name in the graph.
+    pub name: String,
+    /// What it is for.
+    pub role: PortRole,
+    /// Layer of a cache tensor.
+    pub layer: Option<u64>,
+    /// ONNX's name of the element type.
+    pub dtype: Dtype,
+    /// Sizes and symbolic names.
+    pub dims: Vec<Dim>,
+}
+
+/// What an input or output is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the contract's own; docs/package.md explains them")]
+pub enum PortRole {
+    InputIds,
+    AttentionMask,
+    PositionIds,
+    LogitsPositions,
+    PastKey,
+    PastValue,
+    PresentKey,
+    PresentValue,
+    Logits,
+}
+
+/// Element types of inputs and outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "ONNX's own names")]
+pub enum Dtype {
+    Float32,
+    Float16,
+    Int64,
+    Int32,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Float32 | Self::Int32 => 4,
+            Self::Float16 => 2,
+            Self::Int64 => 8,
+        }
+    }
+}
+
+/// A dimension: a number or a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dim {
+    /// Fixed.
+    Size(u64),
+    /// Bound at run time.
+    Symbol(String),
+}
+
+/// The key/value cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// Element type.
+    pub dtype: Dtype,
+    /// One sequence, all layers, keys and values.
+    pub bytes_per_token: u64,
+    /// How present relates to past.
+    pub update: CacheUpdate,
+}
+
+/// How present relates to past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheUpdate {
+    /// One buffer of full capacity may be both, or present may be past and the new tokens.
+    InPlaceOrAppend,
+    /// Present is past with the new tokens behind it.
+    Append,
+}
+
+/// How a batch of unequal prompts is padded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Padding {
+    /// Zeros of the mask come first.
+    Left,
+    /// Zeros of the mask come last.
+    Right,
+}
+
+/// Special tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tokens {
+    /// Begins a text.
+    pub bos: Option<u32>,
+    /// Fills a batch.
+    pub pad: Option<u32>,
+    /// Any of these ends generation.
+    pub eos: Vec<u32>,
+}
+
+/// What one decoded token must read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BytesRead {
+    /// Weights, active experts only.
+    pub weights: u64,
+}
+
+/// A file of the package.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Relative to the folder, `/` between its parts, never `..`.
+    pub path: String,
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256 in hex.
+    pub sha256: String,
+}
+
+/// What wrote the package.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exporter {
+    /// Program.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Options that shaped the result.
+    pub options: serde_json::Value,
+}

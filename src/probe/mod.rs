@@ -1,0 +1,1 @@
+//! Facts of the machine and meters: processor, memory, limits, disks, ceilings, a sampling thread.

@@ -1,0 +1,1 @@
+//! Summaries of samples: centre, spread, interval, outliers, ratios.

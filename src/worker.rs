@@ -1,0 +1,1 @@
+//! The child's side: read one job, do it, write messages.
