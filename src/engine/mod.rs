@@ -1,1 +1,14 @@
 //! Runs a model: plan, key/value cache, prefill and decode, sampling.
+
+mod decoder;
+mod generate;
+mod model;
+mod plan;
+mod prompt;
+pub mod sampling;
+
+pub use decoder::Decoder;
+pub use generate::{Ended, Generation, generate};
+pub use model::Model;
+pub use plan::{CacheMode, Plan};
+pub use prompt::Prompter;
