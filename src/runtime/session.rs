@@ -83,6 +83,7 @@ impl Session {
 }
 
 /// Options that every session has.
+#[expect(clippy::result_large_err, reason = "ort's builder methods hand the builder back in their errors")]
 pub(super) fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder> {
     let failed = |error: ort::Error| ort_error("cannot set a session's options", error);
     let mut builder = ort::session::Session::builder(&runtime.environment)
