@@ -133,7 +133,8 @@ fn work(job: &Job, report: &Reporter) -> Result<()> {
 /// How a cell with this error ends. ONNX Runtime reports a failed allocation in words only.
 fn status_of(error: &Error) -> Status {
     let chain = error.chain();
-    let memory = ["bad allocation", "bad_alloc", "Failed to allocate memory", "Cannot allocate memory", "out of memory"];
+    let memory =
+        ["bad allocation", "bad_alloc", "Failed to allocate memory", "Cannot allocate memory", "out of memory"];
     if memory.iter().any(|words| chain.contains(words)) {
         return Status::OutOfMemory;
     }

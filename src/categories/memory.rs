@@ -4,5 +4,7 @@ use crate::error::Result;
 /// The category.
 pub struct Memory;
 impl Measure for Memory {
-    fn measure(&self, _context: &Context) -> Result<()> { Ok(()) }
+    fn measure(&self, _context: &Context) -> Result<()> {
+        Ok(())
+    }
 }

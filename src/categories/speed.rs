@@ -74,12 +74,7 @@ impl Measure for Speed {
 }
 
 /// One request, from its text or ids to its last token; stop tokens are ignored, so that lengths are exact.
-fn request(
-    decoder: &mut Decoder,
-    model: &mut Model,
-    prompter: &Prompter,
-    generate: usize,
-) -> Result<Run> {
+fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, generate: usize) -> Result<Run> {
     let start = Instant::now();
     // A text is tokenized within the request, as a server would.
     let prompts = prompter.ids()?;
@@ -100,13 +95,7 @@ fn request(
         gaps.push((now - last).as_secs_f64());
         last = now;
     }
-    Ok(Run {
-        ttft: (first - start).as_secs_f64(),
-        prefill,
-        gaps,
-        end_to_end: (last - start).as_secs_f64(),
-        tokens,
-    })
+    Ok(Run { ttft: (first - start).as_secs_f64(), prefill, gaps, end_to_end: (last - start).as_secs_f64(), tokens })
 }
 
 /// The most likely token of every row; logits that are not finite end the cell.
@@ -141,7 +130,8 @@ impl Work {
         let head = (shape.vocab_size * shape.hidden_size) as f64;
         let heads_computed = if selected_logits { 1.0 } else { prompt };
         // Causal: token i attends to i keys.
-        let prefill = 2.0 * ((active - head) * prompt + head * heads_computed) + attention * prompt * (prompt + 1.0) / 2.0;
+        let prefill =
+            2.0 * ((active - head) * prompt + head * heads_computed) + attention * prompt * (prompt + 1.0) / 2.0;
         Self {
             decode_context: decode_context.round() as u64,
             decode_bytes: manifest.bytes_read_per_token.weights

@@ -287,7 +287,9 @@ impl Decoder {
 /// Heads and width of a cache tensor `[batch, heads, past, width]`.
 fn cache_dims(port: &Port) -> Result<(usize, usize)> {
     match port.dims.as_slice() {
-        [_, Dim::Size(heads), _, Dim::Size(width)] if *heads > 0 && *width > 0 => Ok((*heads as usize, *width as usize)),
+        [_, Dim::Size(heads), _, Dim::Size(width)] if *heads > 0 && *width > 0 => {
+            Ok((*heads as usize, *width as usize))
+        }
         _ => Err(Error::new(format!("the cache tensor `{}` is not [batch, heads, past, width]", port.name))),
     }
 }

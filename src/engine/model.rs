@@ -37,8 +37,7 @@ impl Model {
         let graph = package.decoder()?;
         let ports = Ports::of(graph)?;
         let provider = providers::of(backend.provider);
-        let shareable =
-            package.manifest.cache.update == CacheUpdate::InPlaceOrAppend && provider.shares_cache_buffer();
+        let shareable = package.manifest.cache.update == CacheUpdate::InPlaceOrAppend && provider.shares_cache_buffer();
         let cache_mode = match plan.cache {
             None if shareable => CacheMode::InPlace,
             None => CacheMode::Append,

@@ -65,10 +65,7 @@ mod tests {
     fn renders_with_python_methods() {
         let template = ChatTemplate::parse(CHATML.to_owned()).unwrap();
         let messages = [ChatMessage { role: "user".into(), content: " hi ".into() }];
-        assert_eq!(
-            template.render(&messages).unwrap(),
-            "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-        );
+        assert_eq!(template.render(&messages).unwrap(), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
     }
 
     #[test]

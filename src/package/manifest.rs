@@ -70,8 +70,7 @@ impl Manifest {
             return Err(Error::new(format!("its manifest.json is of the format `{}`, not `{FORMAT}`", head.format)));
         }
         if head.format_version != FORMAT_VERSION {
-            let message =
-                format!("its format version is {}, this program reads {FORMAT_VERSION}", head.format_version);
+            let message = format!("its format version is {}, this program reads {FORMAT_VERSION}", head.format_version);
             return Err(Error::new(message).hint("export the model with the exporter that came with this program"));
         }
         let manifest: Self = serde_json::from_slice(bytes).context("its manifest.json is not valid")?;

@@ -12,8 +12,8 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
-use super::session::Session;
 use super::ort_error;
+use super::session::Session;
 use crate::error::{Error, Result};
 use crate::package::Dtype;
 
@@ -70,9 +70,12 @@ impl Buffer {
         };
         if start == libc::MAP_FAILED {
             let cause = std::io::Error::last_os_error();
-            return Err(Error::environment(format!("cannot allocate a buffer of {}", crate::units::bytes(bytes as u64)))
-                .because(cause)
-                .hint("a smaller batch or a shorter context needs less memory"));
+            return Err(Error::environment(format!(
+                "cannot allocate a buffer of {}",
+                crate::units::bytes(bytes as u64)
+            ))
+            .because(cause)
+            .hint("a smaller batch or a shorter context needs less memory"));
         }
         let start = NonNull::new(start.cast()).ok_or_else(|| Error::environment("the kernel mapped address zero"))?;
         Ok(Self { start, bytes })
@@ -118,9 +121,8 @@ impl Bindings {
         unsafe { check((ort::api().CreateIoBinding)(session.inner.ptr().cast_mut(), &mut pointer)) }
             .map_err(|error| ort_error("cannot create a binding", error))?;
         let pointer = NonNull::new(pointer).ok_or_else(|| Error::new("ONNX Runtime made an empty binding"))?;
-        let memory =
-            MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
-                .map_err(|error| ort_error("cannot describe host memory", error))?;
+        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
+            .map_err(|error| ort_error("cannot describe host memory", error))?;
         Ok(Self {
             raw: RawBinding { pointer, session: session.inner.inner(), _not_sync: PhantomData },
             memory,

@@ -97,9 +97,8 @@ impl Runtime {
         unsafe {
             ort::Error::<()>::result_from_status((api.GetAvailableProviders)(&mut list, &mut count))
                 .map_err(|error| ort_error("cannot list the execution providers", error))?;
-            let names = (0..count as usize)
-                .map(|i| CStr::from_ptr(*list.add(i)).to_string_lossy().into_owned())
-                .collect();
+            let names =
+                (0..count as usize).map(|i| CStr::from_ptr(*list.add(i)).to_string_lossy().into_owned()).collect();
             let _ = ort::Error::<()>::result_from_status((api.ReleaseAvailableProviders)(list, count));
             Ok(names)
         }

@@ -34,8 +34,7 @@ impl Placement {
                 let subgraph = *subgraphs.add(i);
                 let mut name: *const c_char = std::ptr::null();
                 check((api.EpAssignedSubgraph_GetEpName)(subgraph, &mut name))?;
-                let operators =
-                    placement.nodes.entry(CStr::from_ptr(name).to_string_lossy().into_owned()).or_default();
+                let operators = placement.nodes.entry(CStr::from_ptr(name).to_string_lossy().into_owned()).or_default();
                 let (mut nodes, mut node_count) = (std::ptr::null(), 0);
                 check((api.EpAssignedSubgraph_GetNodes)(subgraph, &mut nodes, &mut node_count))?;
                 for j in 0..node_count {

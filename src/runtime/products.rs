@@ -100,10 +100,11 @@ fn session(runtime: &Runtime, precision: Precision, threads: u32) -> ort::Result
             let blocks = INNER / BLOCK;
             graph.add_initializer("b", bytes([COLUMNS, blocks, BLOCK * bits / 8])?, false)?;
             graph.add_initializer("scales", floats(Precision::Fp32, [COLUMNS, blocks])?, false)?;
-            let attributes = [("K", INNER), ("N", COLUMNS), ("bits", bits), ("block_size", BLOCK), ("accuracy_level", 4)]
-                .into_iter()
-                .map(|(name, value)| Attribute::new(name, value as i64))
-                .collect::<ort::Result<Vec<_>>>()?;
+            let attributes =
+                [("K", INNER), ("N", COLUMNS), ("bits", bits), ("block_size", BLOCK), ("accuracy_level", 4)]
+                    .into_iter()
+                    .map(|(name, value)| Attribute::new(name, value as i64))
+                    .collect::<ort::Result<Vec<_>>>()?;
             Node::new("MatMulNBits", "com.microsoft", "product", ["a", "b", "scales"], ["y"], attributes)?
         }
     };
