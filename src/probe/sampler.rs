@@ -105,9 +105,10 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         drop(block);
         let readings = sampler.finish().unwrap();
-        let small = readings.median("small", |r| r.anonymous).unwrap();
+        // Other tests share the process, so only the block's own size is certain.
         let large = readings.peak(Some("large"), |r| r.anonymous).unwrap();
-        assert!(large >= small + (60 << 20), "{small} {large}");
+        assert!(large >= 64 << 20, "{large}");
+        assert!(readings.median("small", |r| r.anonymous).is_some());
         assert_eq!(readings.peak(Some("none"), |r| r.anonymous), None);
     }
 }
