@@ -1,14 +1,123 @@
 //! `ortbench plan`: prints the expanded matrix without running anything.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::error::{Error, Result};
+use serde_json::json;
+
+use crate::cell::{Category, Cell, Status};
+use crate::config::{self, Matrix, Ready, Skip};
+use crate::error::{Context, Result};
+use crate::{probe, units};
 
 /// The options of `ortbench plan`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The matrix file.
+    #[arg(default_value = "benchmarks.yaml")]
+    file: PathBuf,
+    /// Only cells whose id contains this text.
+    #[arg(long)]
+    cell: Option<String>,
+    /// Print JSON, for programs.
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<ExitCode> {
-    Err(Error::new("`ortbench plan` is not part of this build"))
+pub fn run(args: Args) -> Result<ExitCode> {
+    let mut matrix = config::load(&args.file)?;
+    if let Some(pattern) = &args.cell {
+        matrix.cells.retain(|cell| cell.id.0.contains(pattern));
+        matrix.excluded.retain(|cell| cell.id.0.contains(pattern));
+    }
+    let limit = probe::memory_limit_bytes();
+    let planned: Vec<_> = matrix.cells.iter().map(|cell| (cell, config::preflight(cell, limit))).collect();
+    if args.json {
+        println!("{}", as_json(&matrix, &planned)?);
+    } else {
+        print!("{}", as_text(&matrix, &planned, limit));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+type Planned<'a> = (&'a Cell, Result<Ready, Skip>);
+
+fn as_text(matrix: &Matrix, planned: &[Planned], limit: Option<u64>) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let runnable = planned.iter().filter(|(_, plan)| plan.is_ok()).count();
+    let width = planned.iter().map(|(cell, _)| cell.id.0.len()).max().unwrap_or(4);
+    let _ = writeln!(text, "{:width$}  {:>10}  {:>9}  {:>9}  categories", "cell", "memory", "weights", "cache");
+    for (cell, plan) in planned {
+        let Ok(ready) = plan else { continue };
+        let _ = writeln!(
+            text,
+            "{:width$}  {:>10}  {:>9}  {:>9}  {}",
+            cell.id,
+            units::bytes(ready.memory.total()),
+            units::bytes(ready.memory.weights),
+            units::bytes(ready.memory.cache),
+            categories(cell),
+        );
+    }
+    let skipped: Vec<_> = planned.iter().filter_map(|(cell, plan)| Some((cell, plan.as_ref().err()?))).collect();
+    if !skipped.is_empty() {
+        let _ = writeln!(text, "\nCannot run here:");
+        for (cell, skip) in &skipped {
+            let _ = writeln!(text, "{}  {}: {}", cell.id, skip.status, skip.reason);
+            if let Some(hint) = &skip.hint {
+                let _ = writeln!(text, "  hint: {hint}");
+            }
+        }
+    }
+    if !matrix.excluded.is_empty() {
+        let _ = writeln!(text, "\nExcluded by the file's rules:");
+        for cell in &matrix.excluded {
+            let _ = writeln!(text, "{}  {}", cell.id, cell.reason);
+        }
+    }
+    let processes: u32 = planned.iter().filter(|(_, plan)| plan.is_ok()).map(|(cell, _)| processes(cell)).sum();
+    let _ = writeln!(
+        text,
+        "\n{runnable} cells to run in {processes} processes, {} that cannot run here, {} excluded{}",
+        skipped.len(),
+        matrix.excluded.len(),
+        limit.map_or(String::new(), |limit| format!("; this machine allows {}", units::bytes(limit))),
+    );
+    text
+}
+
+fn as_json(matrix: &Matrix, planned: &[Planned]) -> Result<String> {
+    let cells: Vec<_> = planned
+        .iter()
+        .map(|(cell, plan)| {
+            let (status, reason, hint) = match plan {
+                Ok(_) => (None::<Status>, None, None),
+                Err(skip) => (Some(skip.status), Some(&skip.reason), skip.hint.as_ref()),
+            };
+            json!({
+                "cell": cell,
+                "skipped": status.map(|status| json!({"status": status, "reason": reason, "hint": hint})),
+                "memory_estimate_bytes": plan.as_ref().ok().map(|ready| ready.memory.total()),
+            })
+        })
+        .collect();
+    let excluded: Vec<_> =
+        matrix.excluded.iter().map(|cell| json!({"id": cell.id, "reason": cell.reason})).collect();
+    serde_json::to_string_pretty(&json!({"name": matrix.name, "cells": cells, "excluded": excluded}))
+        .context("cannot print the plan")
+}
+
+fn categories(cell: &Cell) -> String {
+    let names: Vec<_> = cell.categories.iter().map(|category| category.name()).collect();
+    names.join(" ")
+}
+
+/// Processes that the cell starts: memory is repeated over several.
+fn processes(cell: &Cell) -> u32 {
+    cell.categories
+        .iter()
+        .map(|category| if *category == Category::Memory { cell.measurement.processes } else { 1 })
+        .sum()
 }

@@ -1,10 +1,23 @@
-//! `benchmarks.yaml`: the file as written (`file`), checked with positions and hints, expanded to a matrix of cells
-//! (`matrix`).
+//! `benchmarks.yaml`: the file as written (`file`), checked with positions and hints (`check`), expanded to a matrix
+//! of cells (`expand`).
 
+mod check;
+pub mod estimate;
+mod expand;
+mod file;
+mod preflight;
+mod problem;
+mod schema;
+mod suggest;
+
+pub use preflight::{Ready, Skip, preflight};
+pub use schema::schema;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cell::{Cell, CellId};
-use crate::error::Result;
+use crate::error::{Context, Error, Result};
 
 /// An expanded, valid matrix file.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +34,7 @@ pub struct Matrix {
     pub excluded: Vec<Excluded>,
 }
 
-/// A cell that an `exclude` rule dropped.
+/// A cell that a rule dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Excluded {
     /// The cell it would have been.
@@ -30,10 +43,34 @@ pub struct Excluded {
     pub reason: String,
 }
 
+/// Matrix files are written by hand; anything larger is another file.
+const MAX_BYTES: u64 = 4 << 20;
+
 /// Reads, checks and expands a matrix file. Nothing has run when this fails.
 ///
 /// # Errors
 /// Any unknown key, wrong value, empty axis or contradiction, with line, column and the nearest valid word.
-pub fn load(_path: &Path) -> Result<Matrix> {
-    todo!("config::load")
+pub fn load(path: &Path) -> Result<Matrix> {
+    let failed = || format!("cannot read the matrix file `{}`", path.display());
+    let hint = "name another file: `ortbench run FILE`; `ortbench schema` describes what it holds";
+    let size = fs::metadata(path).with_context(failed).map_err(|error| error.hint(hint))?.len();
+    if size > MAX_BYTES {
+        return Err(Error::new(failed()).because(std::io::Error::other(format!("it has {size} bytes"))).hint(hint));
+    }
+    let text = fs::read_to_string(path).with_context(failed).map_err(|error| error.hint(hint))?;
+    let source = fs::canonicalize(path).with_context(failed)?;
+    parse(&path.display().to_string(), &source, text)
 }
+
+/// Checks and expands a matrix file's text; `shown` is the file's name in messages.
+fn parse(shown: &str, source: &Path, text: String) -> Result<Matrix> {
+    let folder = source.parent().unwrap_or(Path::new("/"));
+    let problems = |problems: Vec<problem::Problem>| problem::report(shown, &text, problems);
+    let written = file::parse(&text).map_err(|problem| problems(vec![problem]))?;
+    let checked = check::check(&written, folder).map_err(problems)?;
+    let (cells, excluded) = expand::expand(&checked).map_err(problems)?;
+    Ok(Matrix { name: checked.name, source: source.to_owned(), cells, excluded, text })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,436 @@
+//! From the file as written to what it means: every value typed, every name resolved, all mistakes together.
+
+use std::path::{Path, PathBuf};
+
+use serde_yaml::{Location, Spanned};
+
+use super::file::{
+    AxesEntry, Axis, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry, Scalar,
+};
+use super::problem::Problem;
+use super::suggest::suggest;
+use crate::cell::{Backend, Category, Flavour, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef};
+
+/// The file format's version.
+const VERSION: u32 = 1;
+
+/// A valid file.
+#[derive(Debug)]
+pub struct Checked {
+    pub name: String,
+    pub models: Vec<Model>,
+    pub backends: Vec<Backend>,
+    pub matrix: Axes,
+    pub categories: Vec<Category>,
+    pub prompt: PromptSource,
+    pub measurement: MeasurementPlan,
+    pub strict_placement: bool,
+    pub exclude: Vec<Rule>,
+    pub include: Vec<Axes>,
+    pub overrides: Vec<Override>,
+}
+
+/// A model entry.
+#[derive(Debug)]
+pub struct Model {
+    pub name: String,
+    /// Absolute, with `{precision}` and the like not yet filled in.
+    pub package: String,
+    pub precision: Option<Precision>,
+    pub flavour: Option<Flavour>,
+}
+
+/// Values of every axis; in a rule, `None` is any value.
+#[derive(Debug, Clone, Default)]
+pub struct Axes {
+    /// Indices of models.
+    pub model: Option<Vec<usize>>,
+    /// Indices of backends.
+    pub backend: Option<Vec<usize>>,
+    pub precision: Option<Vec<Precision>>,
+    pub flavour: Option<Vec<Flavour>>,
+    pub threads: Option<Vec<u32>>,
+    pub batch: Option<Vec<u32>>,
+    pub prompt_tokens: Option<Vec<u32>>,
+    pub generate_tokens: Option<Vec<u32>>,
+}
+
+/// An exclusion.
+#[derive(Debug)]
+pub struct Rule {
+    pub axes: Axes,
+    pub reason: Option<String>,
+    pub at: Location,
+}
+
+/// Settings for the cells that match.
+#[derive(Debug)]
+pub struct Override {
+    pub when: Axes,
+    pub set: Set,
+    pub at: Location,
+}
+
+/// What an override sets.
+#[derive(Debug, Default)]
+pub struct Set {
+    pub warmup: Option<u32>,
+    pub repetitions: Option<u32>,
+    pub min_seconds: Option<f64>,
+    pub processes: Option<u32>,
+    pub timeout_seconds: Option<f64>,
+    pub categories: Option<Vec<Category>>,
+    pub strict_placement: Option<bool>,
+}
+
+/// Largest values that make sense; anything above is a slip of the hand.
+const MAX_THREADS: u32 = 1024;
+const MAX_BATCH: u32 = 1 << 16;
+const MAX_TOKENS: u32 = 1 << 24;
+const MAX_REPETITIONS: u32 = 1_000_000;
+const MAX_SECONDS: f64 = 7.0 * 86_400.0;
+
+/// Checks the file; relative paths start at `folder`.
+pub fn check(file: &File, folder: &Path) -> Result<Checked, Vec<Problem>> {
+    let mut checker = Checker { folder, problems: Vec::new(), models: Vec::new(), backends: Vec::new() };
+    let checked = checker.file(file);
+    if checker.problems.is_empty() { Ok(checked) } else { Err(checker.problems) }
+}
+
+struct Checker<'a> {
+    folder: &'a Path,
+    problems: Vec<Problem>,
+    models: Vec<String>,
+    backends: Vec<String>,
+}
+
+impl Checker<'_> {
+    fn problem(&mut self, at: Location, message: impl Into<String>) {
+        self.problems.push(Problem::at(at, message));
+    }
+
+    fn file(&mut self, file: &File) -> Checked {
+        if file.version.value != VERSION {
+            let message = format!("the version is {}, this program reads {VERSION}", file.version.value);
+            self.problem(file.version.referenced, message);
+        }
+        self.name(&file.name, "the run's name");
+        self.models = file.models.value.iter().map(|model| model.name.value.clone()).collect();
+        self.backends = file.backends.value.iter().map(|backend| backend.name.value.clone()).collect();
+        if file.models.value.is_empty() {
+            self.problem(file.models.referenced, "`models` is empty");
+        }
+        if file.backends.value.is_empty() {
+            self.problem(file.backends.referenced, "`backends` is empty");
+        }
+        let models = file.models.value.iter().map(|entry| self.model(entry)).collect();
+        let backends = file.backends.value.iter().map(|entry| self.backend(entry)).collect();
+        self.unique(file.models.value.iter().map(|entry| &entry.name), "model");
+        self.unique(file.backends.value.iter().map(|entry| &entry.name), "backend");
+
+        let mut matrix = self.axes(&file.matrix.value, "matrix");
+        for (name, missing) in [
+            ("model", matrix.model.is_none()),
+            ("backend", matrix.backend.is_none()),
+            ("batch", matrix.batch.is_none()),
+            ("prompt_tokens", matrix.prompt_tokens.is_none()),
+            ("generate_tokens", matrix.generate_tokens.is_none()),
+        ] {
+            if missing {
+                self.problem(file.matrix.referenced, format!("`matrix` lacks the axis `{name}`"));
+            }
+        }
+        matrix.precision.get_or_insert_with(|| Precision::ALL.to_vec());
+        matrix.flavour.get_or_insert_with(|| vec![Flavour::Fused]);
+        matrix.threads.get_or_insert_with(|| vec![default_threads()]);
+
+        Checked {
+            name: file.name.value.clone(),
+            models,
+            backends,
+            matrix,
+            categories: file.categories.as_ref().map_or_else(|| Category::ALL.to_vec(), |axis| self.categories(axis)),
+            prompt: self.prompt(file.prompt.as_ref()),
+            measurement: self.measurement(file.measurement.as_ref().unwrap_or(&MeasurementEntry::default())),
+            strict_placement: file.strict_placement.unwrap_or(false),
+            exclude: file
+                .exclude
+                .iter()
+                .map(|rule| Rule {
+                    axes: self.rule(&rule.value, rule.referenced, "exclude"),
+                    reason: rule.value.reason.as_ref().map(|reason| reason.value.clone()),
+                    at: rule.referenced,
+                })
+                .collect(),
+            include: file.include.iter().map(|rule| self.rule(&rule.value, rule.referenced, "include")).collect(),
+            overrides: file
+                .overrides
+                .iter()
+                .map(|rule| Override {
+                    when: self.rule(&rule.value.when, rule.referenced, "overrides"),
+                    set: self.set(&rule.value.set),
+                    at: rule.referenced,
+                })
+                .collect(),
+        }
+    }
+
+    fn model(&mut self, entry: &ModelEntry) -> Model {
+        self.name(&entry.name, "a model's name");
+        let mut rest = entry.package.value.as_str();
+        while let Some((_, tail)) = rest.split_once('{') {
+            let (word, after) = tail.split_once('}').unwrap_or((tail, ""));
+            if !["model", "precision", "flavour"].contains(&word) {
+                let known = ["model", "precision", "flavour"];
+                let message = format!("`{{{word}}}` is not filled in in a package's path{}", suggest(word, &known));
+                self.problem(entry.package.referenced, message);
+            }
+            rest = after;
+        }
+        Model {
+            name: entry.name.value.clone(),
+            package: self.path(&entry.package.value).display().to_string(),
+            precision: entry
+                .precision
+                .as_ref()
+                .and_then(|word| self.word(word, &Precision::ALL.iter().map(|p| p.name()).collect::<Vec<_>>())),
+            flavour: entry
+                .flavour
+                .as_ref()
+                .and_then(|word| self.word(word, &Flavour::ALL.iter().map(|f| f.name()).collect::<Vec<_>>())),
+        }
+    }
+
+    fn backend(&mut self, entry: &BackendEntry) -> Backend {
+        self.name(&entry.name, "a backend's name");
+        let providers: Vec<_> = ProviderKind::ALL.iter().map(|kind| kind.name()).collect();
+        let runtime = match &entry.runtime.value {
+            RuntimeEntry::Path(path) => RuntimeRef::Path(self.path(path)),
+            RuntimeEntry::Name(name) => {
+                let known = ["cpu", "openvino", "cuda"];
+                if !known.contains(&name.as_str()) {
+                    let message = format!(
+                        "unknown runtime `{name}`{} (a library of your own is named by `{{path: FILE}}`)",
+                        suggest(name, &known)
+                    );
+                    self.problem(entry.runtime.referenced, message);
+                }
+                RuntimeRef::Installed(name.clone())
+            }
+        };
+        Backend {
+            name: entry.name.value.clone(),
+            runtime,
+            provider: self.word(&entry.provider, &providers).unwrap_or(ProviderKind::Cpu),
+            options: entry.options.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
+        }
+    }
+
+    fn rule(&mut self, entry: &AxesEntry, at: Location, name: &str) -> Axes {
+        let axes = self.axes(entry, name);
+        let named = [
+            axes.model.is_some(),
+            axes.backend.is_some(),
+            axes.precision.is_some(),
+            axes.flavour.is_some(),
+            axes.threads.is_some(),
+            axes.batch.is_some(),
+            axes.prompt_tokens.is_some(),
+            axes.generate_tokens.is_some(),
+        ];
+        if !named.contains(&true) {
+            self.problem(at, format!("a rule of `{name}` names no axis"));
+        }
+        axes
+    }
+
+    fn axes(&mut self, entry: &AxesEntry, owner: &str) -> Axes {
+        if let (Some(reason), true) = (&entry.reason, owner != "exclude") {
+            self.problem(reason.referenced, "only a rule of `exclude` has a `reason`");
+        }
+        let (models, backends) = (self.models.clone(), self.backends.clone());
+        let precisions: Vec<_> = Precision::ALL.iter().map(|p| p.name().to_owned()).collect();
+        let flavours: Vec<_> = Flavour::ALL.iter().map(|f| f.name().to_owned()).collect();
+        Axes {
+            model: entry.model.as_ref().map(|axis| self.choices(axis, "model", &models)),
+            backend: entry.backend.as_ref().map(|axis| self.choices(axis, "backend", &backends)),
+            precision: entry.precision.as_ref().map(|axis| {
+                self.choices(axis, "precision", &precisions).into_iter().map(|i| Precision::ALL[i]).collect()
+            }),
+            flavour: entry
+                .flavour
+                .as_ref()
+                .map(|axis| self.choices(axis, "flavour", &flavours).into_iter().map(|i| Flavour::ALL[i]).collect()),
+            threads: entry.threads.as_ref().map(|axis| self.counts(axis, "threads", MAX_THREADS)),
+            batch: entry.batch.as_ref().map(|axis| self.counts(axis, "batch", MAX_BATCH)),
+            prompt_tokens: entry.prompt_tokens.as_ref().map(|axis| self.counts(axis, "prompt_tokens", MAX_TOKENS)),
+            generate_tokens: entry
+                .generate_tokens
+                .as_ref()
+                .map(|axis| self.counts(axis, "generate_tokens", MAX_TOKENS)),
+        }
+    }
+
+    /// An axis of words: their indices among the known ones.
+    fn choices(&mut self, axis: &Spanned<Axis>, name: &str, known: &[String]) -> Vec<usize> {
+        let words: Vec<_> = known.iter().map(String::as_str).collect();
+        let mut indices = Vec::new();
+        for (value, at) in self.values(axis, name) {
+            let text = value.to_string();
+            match known.iter().position(|word| *word == text) {
+                Some(index) if indices.contains(&index) => {
+                    self.problem(at, format!("`{text}` stands twice on the axis `{name}`"));
+                }
+                Some(index) => indices.push(index),
+                None => self.problem(at, format!("unknown {name} `{text}`{}", suggest(&text, &words))),
+            }
+        }
+        indices
+    }
+
+    /// An axis of counts from 1 up.
+    fn counts(&mut self, axis: &Spanned<Axis>, name: &str, max: u32) -> Vec<u32> {
+        let mut counts = Vec::new();
+        for (value, at) in self.values(axis, name) {
+            match value {
+                Scalar::Integer(count) if (1..=i128::from(max)).contains(&count) => {
+                    if counts.contains(&(count as u32)) {
+                        self.problem(at, format!("{count} stands twice on the axis `{name}`"));
+                    } else {
+                        counts.push(count as u32);
+                    }
+                }
+                other => self.problem(at, format!("`{name}` is `{other}`, not a whole number from 1 to {max}")),
+            }
+        }
+        counts
+    }
+
+    fn categories(&mut self, axis: &Spanned<Axis>) -> Vec<Category> {
+        let names: Vec<_> = Category::ALL.iter().map(|category| category.name().to_owned()).collect();
+        self.choices(axis, "categories", &names).into_iter().map(|index| Category::ALL[index]).collect()
+    }
+
+    /// The values of an axis and their places; an empty list is a mistake.
+    fn values(&mut self, axis: &Spanned<Axis>, name: &str) -> Vec<(Scalar, Location)> {
+        match &axis.value {
+            Axis::One(value) => vec![(value.clone(), axis.referenced)],
+            Axis::Many(values) => {
+                if values.is_empty() {
+                    self.problem(axis.referenced, format!("the axis `{name}` is empty"));
+                }
+                values.iter().map(|value| (value.value.clone(), value.referenced)).collect()
+            }
+        }
+    }
+
+    fn word<T: std::str::FromStr>(&mut self, word: &Spanned<String>, known: &[&str]) -> Option<T> {
+        let parsed = word.value.parse().ok();
+        if parsed.is_none() {
+            self.problem(word.referenced, format!("unknown word `{}`{}", word.value, suggest(&word.value, known)));
+        }
+        parsed
+    }
+
+    fn name(&mut self, name: &Spanned<String>, what: &str) {
+        let text = &name.value;
+        let valid = !text.is_empty()
+            && text.len() <= 64
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        if !valid {
+            let message = format!(
+                "{what} is `{text}`; it may hold up to 64 letters, digits, `.`, `_` and `-`, a letter or digit first, \
+                 because files are named by it"
+            );
+            self.problem(name.referenced, message);
+        }
+    }
+
+    fn unique<'n>(&mut self, names: impl Iterator<Item = &'n Spanned<String>>, what: &str) {
+        let mut seen = Vec::new();
+        for name in names {
+            if seen.contains(&&name.value) {
+                self.problem(name.referenced, format!("the {what} `{}` is declared twice", name.value));
+            }
+            seen.push(&name.value);
+        }
+    }
+
+    fn prompt(&mut self, entry: Option<&PromptEntry>) -> PromptSource {
+        match entry.map(|entry| (&entry.random_tokens, &entry.text_file)) {
+            None | Some((None, None)) => PromptSource::RandomTokens { seed: 0 },
+            Some((Some(random), None)) => PromptSource::RandomTokens { seed: random.value.seed },
+            Some((None, Some(file))) => {
+                let path = self.path(&file.value);
+                if !path.is_file() {
+                    self.problem(file.referenced, format!("the prompt's file `{}` does not exist", path.display()));
+                }
+                PromptSource::TextFile { path }
+            }
+            Some((Some(_), Some(file))) => {
+                self.problem(file.referenced, "`prompt` is either `random_tokens` or `text_file`, not both");
+                PromptSource::RandomTokens { seed: 0 }
+            }
+        }
+    }
+
+    fn measurement(&mut self, entry: &MeasurementEntry) -> MeasurementPlan {
+        let profile = entry.profile.as_ref().map_or("full", |profile| profile.value.as_str());
+        let quick = profile == "quick";
+        if let Some(word) = entry.profile.as_ref().filter(|word| !["full", "quick"].contains(&word.value.as_str())) {
+            let message = format!("unknown profile `{}`{}", word.value, suggest(&word.value, &["full", "quick"]));
+            self.problem(word.referenced, message);
+        }
+        let (repetitions, min_seconds, processes) = if quick { (3, 0.2, 1) } else { (5, 1.0, 3) };
+        MeasurementPlan {
+            warmup: self.count(&entry.warmup, "warmup", 0, MAX_REPETITIONS).unwrap_or(1),
+            repetitions: self.count(&entry.repetitions, "repetitions", 1, MAX_REPETITIONS).unwrap_or(repetitions),
+            min_seconds: self.seconds(&entry.min_seconds, "min_seconds", 0.0).unwrap_or(min_seconds),
+            processes: self.count(&entry.processes, "processes", 1, 1000).unwrap_or(processes),
+            timeout_seconds: self.seconds(&entry.timeout_seconds, "timeout_seconds", 1.0).unwrap_or(300.0),
+            quick,
+        }
+    }
+
+    fn set(&mut self, entry: &super::file::SetEntry) -> Set {
+        Set {
+            warmup: self.count(&entry.warmup, "warmup", 0, MAX_REPETITIONS),
+            repetitions: self.count(&entry.repetitions, "repetitions", 1, MAX_REPETITIONS),
+            min_seconds: self.seconds(&entry.min_seconds, "min_seconds", 0.0),
+            processes: self.count(&entry.processes, "processes", 1, 1000),
+            timeout_seconds: self.seconds(&entry.timeout_seconds, "timeout_seconds", 1.0),
+            categories: entry.categories.as_ref().map(|axis| self.categories(axis)),
+            strict_placement: entry.strict_placement,
+        }
+    }
+
+    fn count(&mut self, value: &Option<Spanned<u32>>, name: &str, min: u32, max: u32) -> Option<u32> {
+        let value = value.as_ref()?;
+        if !(min..=max).contains(&value.value) {
+            self.problem(value.referenced, format!("`{name}` is {}, not from {min} to {max}", value.value));
+        }
+        Some(value.value)
+    }
+
+    fn seconds(&mut self, value: &Option<Spanned<f64>>, name: &str, min: f64) -> Option<f64> {
+        let value = value.as_ref()?;
+        if !(min..=MAX_SECONDS).contains(&value.value) {
+            let message = format!("`{name}` is {}, not from {min} to {MAX_SECONDS} seconds", value.value);
+            self.problem(value.referenced, message);
+        }
+        Some(value.value)
+    }
+
+    /// A path as written: `~/` is the home folder, relative paths start at the file's folder.
+    fn path(&self, text: &str) -> PathBuf {
+        match (text.strip_prefix("~/"), std::env::var_os("HOME")) {
+            (Some(rest), Some(home)) => Path::new(&home).join(rest),
+            _ => self.folder.join(text),
+        }
+    }
+}
+
+fn default_threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+}

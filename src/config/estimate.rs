@@ -1,0 +1,46 @@
+//! What a cell will need in memory, from its package's manifest: before anything runs.
+
+use crate::cell::{Cell, ProviderKind};
+use crate::package::{CacheUpdate, Manifest, PortRole};
+
+/// Bytes, by what they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// The weights as the runtime holds them: prepacked or mapped, once.
+    pub weights: u64,
+    /// The key/value cache at full length.
+    pub cache: u64,
+    /// The logits of one run.
+    pub logits: u64,
+    /// Process, runtime library and arena.
+    pub program: u64,
+}
+
+/// Process, runtime library and arena of the smallest models, as measured.
+const PROGRAM_BYTES: u64 = 96 << 20;
+
+impl MemoryEstimate {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.logits + self.program
+    }
+}
+
+/// Estimates a cell.
+pub fn memory(cell: &Cell, manifest: &Manifest) -> MemoryEstimate {
+    let workload = &cell.workload;
+    let batch = u64::from(workload.batch);
+    let tokens = u64::from(workload.prompt_tokens) + u64::from(workload.generate_tokens);
+    let external = manifest.graphs.iter().flat_map(|graph| &graph.external_data);
+    let weights = external.filter_map(|name| manifest.files.iter().find(|file| file.path == *name));
+    // Only the CPU provider updates the cache in place; the others write past and new tokens to a second buffer.
+    let in_place = manifest.cache.update == CacheUpdate::InPlaceOrAppend && cell.backend.provider == ProviderKind::Cpu;
+    let selected = manifest.graphs.iter().any(|graph| graph.port(PortRole::LogitsPositions).is_some());
+    let positions = if selected { 1 } else { u64::from(workload.prompt_tokens) };
+    MemoryEstimate {
+        weights: weights.map(|file| file.bytes).sum(),
+        cache: batch * tokens * manifest.cache.bytes_per_token * if in_place { 1 } else { 2 },
+        logits: batch * positions * manifest.shape.vocab_size * 4,
+        program: PROGRAM_BYTES,
+    }
+}

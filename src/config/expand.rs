@@ -1,0 +1,223 @@
+//! From axes to cells: the product, what `include` adds, what `exclude` drops, what `overrides` set.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::Excluded;
+use super::check::{Axes, Checked, Model};
+use super::problem::Problem;
+use crate::cell::{Cell, CellId, Flavour, ModelRef, Precision, Workload};
+
+/// More cells than anybody runs: a slip in an axis.
+const MAX_CELLS: usize = 100_000;
+
+/// A point of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    model: usize,
+    precision: Precision,
+    flavour: Flavour,
+    threads: u32,
+    batch: u32,
+    prompt_tokens: u32,
+    generate_tokens: u32,
+    /// Last, so that backends of one configuration stand side by side and run one after the other.
+    backend: usize,
+}
+
+/// The cells in the order in which they run, and what the rules dropped.
+pub fn expand(file: &Checked) -> Result<(Vec<Cell>, Vec<Excluded>), Vec<Problem>> {
+    let mut points = Vec::new();
+    let mut seen = BTreeSet::new();
+    for axes in std::iter::once(&file.matrix).chain(&file.include) {
+        let axes = axes.or(&file.matrix);
+        let count = axes.count();
+        if count.saturating_add(points.len()) > MAX_CELLS {
+            let message = format!("the matrix has more than {MAX_CELLS} cells");
+            return Err(vec![Problem { at: None, message }]);
+        }
+        points.extend(axes.points().into_iter().filter(|point| seen.insert(*point)));
+    }
+    let mut problems = Vec::new();
+    for rule in &file.exclude {
+        if !points.iter().any(|point| rule.axes.matches(point)) {
+            problems.push(Problem::at(rule.at, "this rule of `exclude` matches no cell"));
+        }
+    }
+    for rule in &file.overrides {
+        if !points.iter().any(|point| rule.when.matches(point)) {
+            problems.push(Problem::at(rule.at, "this rule of `overrides` matches no cell"));
+        }
+    }
+    let (mut cells, mut excluded) = (Vec::new(), Vec::new());
+    for point in &points {
+        let cell = file.cell(point);
+        let rule = file.exclude.iter().find(|rule| rule.axes.matches(point));
+        let reason = match rule {
+            Some(rule) => {
+                Some(rule.reason.clone().unwrap_or_else(|| format!("excluded by the rule at line {}", rule.at.line())))
+            }
+            None => file.models[point.model].lacks(point),
+        };
+        match reason {
+            Some(reason) => excluded.push(Excluded { id: cell.id, reason }),
+            None => cells.push(cell),
+        }
+    }
+    if cells.is_empty() && problems.is_empty() {
+        problems.push(Problem { at: None, message: "the rules leave no cell to run".to_owned() });
+    }
+    if problems.is_empty() { Ok((cells, excluded)) } else { Err(problems) }
+}
+
+impl Model {
+    /// Why a model whose package holds one precision or flavour cannot be at this point.
+    fn lacks(&self, point: &Point) -> Option<String> {
+        if self.precision.is_some_and(|precision| precision != point.precision) {
+            return Some(format!("the package of `{}` holds {} only", self.name, self.precision?));
+        }
+        if self.flavour.is_some_and(|flavour| flavour != point.flavour) {
+            return Some(format!("the package of `{}` holds {} graphs only", self.name, self.flavour?));
+        }
+        None
+    }
+}
+
+impl Axes {
+    /// These axes, and the matrix's where they name none.
+    fn or(&self, matrix: &Self) -> Self {
+        Self {
+            model: self.model.clone().or_else(|| matrix.model.clone()),
+            backend: self.backend.clone().or_else(|| matrix.backend.clone()),
+            precision: self.precision.clone().or_else(|| matrix.precision.clone()),
+            flavour: self.flavour.clone().or_else(|| matrix.flavour.clone()),
+            threads: self.threads.clone().or_else(|| matrix.threads.clone()),
+            batch: self.batch.clone().or_else(|| matrix.batch.clone()),
+            prompt_tokens: self.prompt_tokens.clone().or_else(|| matrix.prompt_tokens.clone()),
+            generate_tokens: self.generate_tokens.clone().or_else(|| matrix.generate_tokens.clone()),
+        }
+    }
+
+    fn count(&self) -> usize {
+        fn len<T>(axis: &Option<Vec<T>>) -> usize {
+            axis.as_ref().map_or(0, Vec::len)
+        }
+        [
+            len(&self.model),
+            len(&self.backend),
+            len(&self.precision),
+            len(&self.flavour),
+            len(&self.threads),
+            len(&self.batch),
+            len(&self.prompt_tokens),
+            len(&self.generate_tokens),
+        ]
+        .into_iter()
+        .fold(1, usize::saturating_mul)
+    }
+
+    fn points(&self) -> Vec<Point> {
+        fn all<T: Copy>(axis: &Option<Vec<T>>) -> impl Iterator<Item = T> {
+            axis.iter().flatten().copied()
+        }
+        let mut points = Vec::with_capacity(self.count());
+        for model in all(&self.model) {
+            for precision in all(&self.precision) {
+                for flavour in all(&self.flavour) {
+                    for threads in all(&self.threads) {
+                        for batch in all(&self.batch) {
+                            for prompt_tokens in all(&self.prompt_tokens) {
+                                for generate_tokens in all(&self.generate_tokens) {
+                                    points.extend(all(&self.backend).map(|backend| Point {
+                                        model,
+                                        precision,
+                                        flavour,
+                                        threads,
+                                        batch,
+                                        prompt_tokens,
+                                        generate_tokens,
+                                        backend,
+                                    }));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        points
+    }
+
+    fn matches(&self, point: &Point) -> bool {
+        fn has<T: PartialEq>(axis: &Option<Vec<T>>, value: &T) -> bool {
+            axis.as_ref().is_none_or(|values| values.contains(value))
+        }
+        has(&self.model, &point.model)
+            && has(&self.backend, &point.backend)
+            && has(&self.precision, &point.precision)
+            && has(&self.flavour, &point.flavour)
+            && has(&self.threads, &point.threads)
+            && has(&self.batch, &point.batch)
+            && has(&self.prompt_tokens, &point.prompt_tokens)
+            && has(&self.generate_tokens, &point.generate_tokens)
+    }
+}
+
+impl Checked {
+    fn cell(&self, point: &Point) -> Cell {
+        let (model, backend) = (&self.models[point.model], &self.backends[point.backend]);
+        let package = model
+            .package
+            .replace("{model}", &model.name)
+            .replace("{precision}", point.precision.name())
+            .replace("{flavour}", point.flavour.name());
+        let mut cell = Cell {
+            id: id(&model.name, &backend.name, point),
+            model: ModelRef { name: model.name.clone(), package: PathBuf::from(package) },
+            backend: backend.clone(),
+            precision: point.precision,
+            flavour: point.flavour,
+            threads: point.threads,
+            workload: Workload {
+                batch: point.batch,
+                prompt_tokens: point.prompt_tokens,
+                generate_tokens: point.generate_tokens,
+                prompt: self.prompt.clone(),
+            },
+            categories: self.categories.clone(),
+            measurement: self.measurement.clone(),
+            strict_placement: self.strict_placement,
+        };
+        // Later rules win.
+        for rule in self.overrides.iter().filter(|rule| rule.when.matches(point)) {
+            let (plan, set) = (&mut cell.measurement, &rule.set);
+            plan.warmup = set.warmup.unwrap_or(plan.warmup);
+            plan.repetitions = set.repetitions.unwrap_or(plan.repetitions);
+            plan.min_seconds = set.min_seconds.unwrap_or(plan.min_seconds);
+            plan.processes = set.processes.unwrap_or(plan.processes);
+            plan.timeout_seconds = set.timeout_seconds.unwrap_or(plan.timeout_seconds);
+            cell.strict_placement = set.strict_placement.unwrap_or(cell.strict_placement);
+            if let Some(categories) = &set.categories {
+                cell.categories.clone_from(categories);
+            }
+        }
+        cell
+    }
+}
+
+/// Readable axes and six digits of a hash over the axes alone: the same cell has the same id in every run, whatever
+/// its repetitions, its place on the disk or its neighbours.
+fn id(model: &str, backend: &str, point: &Point) -> CellId {
+    let Point { precision, flavour, threads, batch, prompt_tokens, generate_tokens, .. } = point;
+    let axes =
+        format!("{model}-{precision}-{flavour}-{backend}-t{threads}-b{batch}-p{prompt_tokens}-g{generate_tokens}");
+    // Names may hold dashes, so the hash is taken over separated fields.
+    let fields = format!(
+        "model={model}\nbackend={backend}\nprecision={precision}\nflavour={flavour}\nthreads={threads}\n\
+         batch={batch}\nprompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
+    );
+    let hash = Sha256::digest(fields.as_bytes());
+    CellId(format!("{axes}-{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2]))
+}

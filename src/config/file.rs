@@ -1,0 +1,304 @@
+//! The matrix file as written: types, and where each value stands. What the values mean is checked in `check`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde_yaml::{Error as YamlError, Spanned};
+
+use super::problem::Problem;
+use super::suggest::suggest;
+
+/// The whole file.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub version: Spanned<u32>,
+    pub name: Spanned<String>,
+    #[serde(default)]
+    #[expect(dead_code, reason = "for the file's readers; the text is copied into the results")]
+    pub description: Option<String>,
+    pub models: Spanned<Vec<ModelEntry>>,
+    pub backends: Spanned<Vec<BackendEntry>>,
+    pub matrix: Spanned<AxesEntry>,
+    pub categories: Option<Spanned<Axis>>,
+    pub prompt: Option<PromptEntry>,
+    pub measurement: Option<MeasurementEntry>,
+    pub strict_placement: Option<bool>,
+    #[serde(default)]
+    pub exclude: Vec<Spanned<AxesEntry>>,
+    #[serde(default)]
+    pub include: Vec<Spanned<AxesEntry>>,
+    #[serde(default)]
+    pub overrides: Vec<Spanned<OverrideEntry>>,
+}
+
+/// One of `models`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelEntry {
+    pub name: Spanned<String>,
+    pub package: Spanned<String>,
+    pub precision: Option<Spanned<String>>,
+    pub flavour: Option<Spanned<String>>,
+}
+
+/// One of `backends`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendEntry {
+    pub name: Spanned<String>,
+    pub runtime: Spanned<RuntimeEntry>,
+    pub provider: Spanned<String>,
+    #[serde(default)]
+    pub options: BTreeMap<String, Scalar>,
+}
+
+/// A name, or `{path: …}`.
+#[derive(Debug)]
+pub enum RuntimeEntry {
+    Name(String),
+    Path(String),
+}
+
+/// The axes, in `matrix` and in the rules.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AxesEntry {
+    pub model: Option<Spanned<Axis>>,
+    pub backend: Option<Spanned<Axis>>,
+    pub precision: Option<Spanned<Axis>>,
+    pub flavour: Option<Spanned<Axis>>,
+    pub threads: Option<Spanned<Axis>>,
+    pub batch: Option<Spanned<Axis>>,
+    pub prompt_tokens: Option<Spanned<Axis>>,
+    pub generate_tokens: Option<Spanned<Axis>>,
+    /// Of an `exclude` rule.
+    pub reason: Option<Spanned<String>>,
+}
+
+/// One of `overrides`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverrideEntry {
+    pub when: AxesEntry,
+    pub set: SetEntry,
+}
+
+/// What an override sets.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetEntry {
+    pub warmup: Option<Spanned<u32>>,
+    pub repetitions: Option<Spanned<u32>>,
+    pub min_seconds: Option<Spanned<f64>>,
+    pub processes: Option<Spanned<u32>>,
+    pub timeout_seconds: Option<Spanned<f64>>,
+    pub categories: Option<Spanned<Axis>>,
+    pub strict_placement: Option<bool>,
+}
+
+/// `measurement`.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasurementEntry {
+    pub profile: Option<Spanned<String>>,
+    pub warmup: Option<Spanned<u32>>,
+    pub repetitions: Option<Spanned<u32>>,
+    pub min_seconds: Option<Spanned<f64>>,
+    pub processes: Option<Spanned<u32>>,
+    pub timeout_seconds: Option<Spanned<f64>>,
+}
+
+/// `prompt`: one of two.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptEntry {
+    pub random_tokens: Option<Spanned<RandomTokens>>,
+    pub text_file: Option<Spanned<String>>,
+}
+
+/// Random ids.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomTokens {
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// A value or a list of values.
+#[derive(Debug)]
+pub enum Axis {
+    One(Scalar),
+    Many(Vec<Spanned<Scalar>>),
+}
+
+/// A word or a number.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scalar {
+    Text(String),
+    Integer(i128),
+    Float(f64),
+    Bool(bool),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value}"),
+            Self::Bool(value) => write!(f, "{value}"),
+        }
+    }
+}
+
+struct ScalarVisitor;
+
+impl Visitor<'_> for ScalarVisitor {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a word or a number")
+    }
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Scalar, E> {
+        Ok(Scalar::Text(value.to_owned()))
+    }
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Scalar, E> {
+        Ok(Scalar::Bool(value))
+    }
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Scalar, E> {
+        Ok(Scalar::Integer(value.into()))
+    }
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Scalar, E> {
+        Ok(Scalar::Integer(value.into()))
+    }
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Scalar, E> {
+        Ok(Scalar::Float(value))
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Axis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AxisVisitor;
+
+        impl<'de> Visitor<'de> for AxisVisitor {
+            type Value = Axis;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a value or a list of values")
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Axis, E> {
+                ScalarVisitor.visit_str(value).map(Axis::One)
+            }
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Axis, E> {
+                ScalarVisitor.visit_bool(value).map(Axis::One)
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Axis, E> {
+                ScalarVisitor.visit_i64(value).map(Axis::One)
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Axis, E> {
+                ScalarVisitor.visit_u64(value).map(Axis::One)
+            }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Axis, E> {
+                ScalarVisitor.visit_f64(value).map(Axis::One)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Axis, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(Axis::Many(values))
+            }
+        }
+
+        deserializer.deserialize_any(AxisVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RuntimeEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct ByPath {
+            path: String,
+        }
+        struct RuntimeVisitor;
+
+        impl<'de> Visitor<'de> for RuntimeVisitor {
+            type Value = RuntimeEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("the name of an installed runtime or `{path: FILE}`")
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<RuntimeEntry, E> {
+                Ok(RuntimeEntry::Name(value.to_owned()))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<RuntimeEntry, A::Error> {
+                ByPath::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(|entry| RuntimeEntry::Path(entry.path))
+            }
+        }
+
+        deserializer.deserialize_any(RuntimeVisitor)
+    }
+}
+
+/// Reads the text into [`File`].
+pub fn parse(text: &str) -> Result<File, Problem> {
+    if text.trim().is_empty() {
+        return Err(Problem {
+            at: None,
+            message: "it is empty; it needs at least `version`, `name`, `models`, \
+                                                 `backends` and `matrix`"
+                .to_owned(),
+        });
+    }
+    serde_yaml::from_str(text).map_err(|error| describe(&error))
+}
+
+fn describe(error: &YamlError) -> Problem {
+    let inner = innermost(error);
+    let message = match inner {
+        YamlError::SerdeUnknownField { field, expected, .. } => {
+            format!("unknown key `{field}`{}", suggest(field, expected))
+        }
+        YamlError::SerdeMissingField { field, .. } => {
+            let message = format!("the key `{field}` is missing");
+            // At the top the parser names the last key's place, which misleads.
+            let nested = error.location().filter(|location| location.column() > 1);
+            return match nested {
+                Some(location) => Problem::at(location, message),
+                None => Problem { at: None, message },
+            };
+        }
+        YamlError::DuplicateMappingKey { key: Some(key), .. } => format!("the key `{key}` stands twice"),
+        other => {
+            let text = other.without_snippet().to_string();
+            // The place stands before the message already.
+            let text = text.split(" at line ").next().unwrap_or(&text);
+            match text.lines().next().unwrap_or_default().trim_end_matches(':') {
+                "expected mapping start" => "keys with values belong here".to_owned(),
+                "expected sequence start" => "a list belongs here".to_owned(),
+                other => other.to_owned(),
+            }
+        }
+    };
+    match error.location() {
+        Some(location) => Problem::at(location, message),
+        None => Problem { at: None, message },
+    }
+}
+
+fn innermost(error: &YamlError) -> &YamlError {
+    match error {
+        YamlError::WithSnippet { error, .. } | YamlError::AliasError { error, .. } => innermost(error),
+        other => other,
+    }
+}

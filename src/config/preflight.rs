@@ -1,0 +1,84 @@
+//! What can be known of a cell without running it: used by `plan`, and by `run` before it starts a process.
+
+use crate::cell::{Cell, Status};
+use crate::config::estimate::{self, MemoryEstimate};
+use crate::error::{Error, Result};
+use crate::package::Package;
+use crate::runtime::catalog::{self, Library};
+use crate::units;
+
+/// Why a cell is not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// How its row ends.
+    pub status: Status,
+    /// In one line.
+    pub reason: String,
+    /// What can be done.
+    pub hint: Option<String>,
+}
+
+/// What a cell that can be run needs.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The libonnxruntime to load.
+    pub library: Library,
+    /// Memory, estimated.
+    pub memory: MemoryEstimate,
+}
+
+/// Finds package and runtime, and checks that they fit the cell and the cell fits the memory (`memory_limit`, bytes,
+/// where one is known).
+///
+/// # Errors
+/// The reason for which the cell cannot run, as its row will say it.
+pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> {
+    let package = Package::open(&cell.model.package).map_err(|error| Skip::of(Status::Failed, &error))?;
+    fits(cell, &package).map_err(|error| Skip::of(Status::Unsupported, &error))?;
+    let library = catalog::find(&cell.backend.runtime).map_err(|error| Skip::of(Status::Unsupported, &error))?;
+    let memory = estimate::memory(cell, &package.manifest);
+    if let Some(limit) = memory_limit.filter(|&limit| memory.total() > limit) {
+        return Err(Skip {
+            status: Status::OutOfMemory,
+            reason: format!(
+                "the cell needs about {} (weights {}, cache {}), and this process may use {}",
+                units::bytes(memory.total()),
+                units::bytes(memory.weights),
+                units::bytes(memory.cache),
+                units::bytes(limit)
+            ),
+            hint: Some("use a lower precision, a smaller batch or a shorter context".to_owned()),
+        });
+    }
+    Ok(Ready { library, memory })
+}
+
+impl Skip {
+    fn of(status: Status, error: &Error) -> Self {
+        Self { status, reason: error.chain(), hint: error.find_hint().map(ToOwned::to_owned) }
+    }
+}
+
+fn fits(cell: &Cell, package: &Package) -> Result<()> {
+    let manifest = &package.manifest;
+    if manifest.precision.name != cell.precision || manifest.flavour != cell.flavour {
+        return Err(Error::unsupported(format!(
+            "the package `{}` is {} {}, the cell asks for {} {}",
+            package.root.display(),
+            manifest.precision.name,
+            manifest.flavour,
+            cell.precision,
+            cell.flavour
+        ))
+        .hint("correct `package`, `precision` or `flavour` in the matrix file"));
+    }
+    let tokens = u64::from(cell.workload.prompt_tokens) + u64::from(cell.workload.generate_tokens);
+    if tokens > manifest.shape.context_length {
+        return Err(Error::unsupported(format!(
+            "{tokens} tokens (prompt and generated) exceed the model's context of {}",
+            manifest.shape.context_length
+        ))
+        .hint("lower `prompt_tokens` or `generate_tokens`"));
+    }
+    Ok(())
+}

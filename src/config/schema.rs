@@ -1,0 +1,108 @@
+//! The JSON Schema of the matrix file, so that editors complete and check it.
+
+use serde_json::{Value, json};
+
+use crate::cell::{Category, Flavour, Precision, ProviderKind};
+
+fn words<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> Value {
+    json!(all.iter().map(|&value| name(value)).collect::<Vec<_>>())
+}
+
+/// A value or a list of such values.
+fn axis(item: Value, description: &str) -> Value {
+    json!({
+        "description": description,
+        "oneOf": [item, {"type": "array", "items": item, "minItems": 1, "uniqueItems": true}],
+    })
+}
+
+fn count(minimum: u32) -> Value {
+    json!({"type": "integer", "minimum": minimum})
+}
+
+fn object(description: &str, required: &[&str], properties: Value) -> Value {
+    json!({
+        "type": "object",
+        "description": description,
+        "additionalProperties": false,
+        "required": required,
+        "properties": properties,
+    })
+}
+
+/// The schema (draft 2020-12).
+pub fn schema() -> Value {
+    let precision = json!({"enum": words(Precision::ALL, Precision::name)});
+    let flavour = json!({"enum": words(Flavour::ALL, Flavour::name)});
+    let text = json!({"type": "string"});
+    let axes = json!({
+        "model": axis(text.clone(), "Names from `models`."),
+        "backend": axis(text.clone(), "Names from `backends`."),
+        "precision": axis(precision.clone(), "What the weights of the matrix products are stored in."),
+        "flavour": axis(flavour.clone(), "`fused`: ONNX Runtime's contrib operators; `plain`: standard ONNX operators alone."),
+        "threads": axis(count(1), "Threads of one operator. Default: the cores that this process may use."),
+        "batch": axis(count(1), "Sequences that run together."),
+        "prompt_tokens": axis(count(1), "Tokens of each prompt, exactly."),
+        "generate_tokens": axis(count(1), "Tokens generated after each prompt, exactly."),
+    });
+    let mut excluded = axes.clone();
+    excluded["reason"] =
+        json!({"type": "string", "description": "Why these cells are left out; `ortbench plan` shows it."});
+    let categories = axis(
+        json!({"enum": words(Category::ALL, Category::name)}),
+        "What is measured, each in a fresh process. Default: all.",
+    );
+    let measurement = json!({
+        "warmup": {"type": "integer", "minimum": 0, "description": "Unmeasured runs before the first measured one. Default 1."},
+        "repetitions": {"type": "integer", "minimum": 1, "description": "Measured runs, at least. Default 5 (quick: 3)."},
+        "min_seconds": {"type": "number", "minimum": 0, "description": "Measured seconds, at least. Default 1 (quick: 0.2)."},
+        "processes": {"type": "integer", "minimum": 1, "description": "Fresh processes over which memory is repeated. Default 3 (quick: 1)."},
+        "timeout_seconds": {"type": "number", "minimum": 1, "description": "A process that runs longer is ended. Default 300."},
+    });
+    let mut plan = measurement.clone();
+    plan["profile"] = json!({"enum": ["full", "quick"], "description": "`quick` has smaller defaults, and every row says so. Default full."});
+    let mut set = measurement;
+    set["categories"] = categories.clone();
+    set["strict_placement"] = json!({"type": "boolean"});
+    let mut root = object(
+        "A matrix of benchmarks for ortbench.",
+        &["version", "name", "models", "backends", "matrix"],
+        json!({
+            "version": {"const": 1, "description": "Version of this format."},
+            "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "description": "Part of the results folder's name."},
+            "description": {"type": "string", "description": "For the file's readers."},
+            "models": {"type": "array", "minItems": 1, "description": "Packages to run.", "items": object("A model.", &["name", "package"], json!({
+                "name": {"type": "string", "description": "The name used on the axis `model` and in results."},
+                "package": {"type": "string", "description": "The package's folder, relative to this file; `{model}`, `{precision}` and `{flavour}` are filled in for each cell."},
+                "precision": precision,
+                "flavour": flavour,
+            }))},
+            "backends": {"type": "array", "minItems": 1, "description": "Builds of ONNX Runtime and execution providers.", "items": object("A backend.", &["name", "runtime", "provider"], json!({
+                "name": {"type": "string", "description": "The name used on the axis `backend` and in results."},
+                "runtime": {"description": "An installed runtime, or a library of your own.", "oneOf": [
+                    {"enum": ["cpu", "openvino", "cuda"]},
+                    object("A library of your own.", &["path"], json!({"path": {"type": "string"}})),
+                ]},
+                "provider": {"enum": words(ProviderKind::ALL, ProviderKind::name), "description": "The execution provider."},
+                "options": {"type": "object", "description": "Provider options, passed on as they are.", "additionalProperties": {"type": ["string", "number", "boolean"]}},
+            }))},
+            "matrix": object("The axes; every combination is a cell.", &["model", "backend", "batch", "prompt_tokens", "generate_tokens"], axes.clone()),
+            "categories": categories,
+            "prompt": object("Where prompts come from; one of the two. Default: random tokens of seed 0.", &[], json!({
+                "random_tokens": object("Uniform token ids.", &[], json!({"seed": {"type": "integer", "minimum": 0}})),
+                "text_file": {"type": "string", "description": "A UTF-8 text, tokenized and cut or repeated to length."},
+            })),
+            "measurement": object("How often and how long.", &[], plan),
+            "strict_placement": {"type": "boolean", "description": "A cell whose nodes fall back to another provider is `unsupported`. Default false."},
+            "exclude": {"type": "array", "description": "Cells to leave out: all axes named must match.", "items": object("A rule.", &[], excluded)},
+            "include": {"type": "array", "description": "Cells to add; an axis that is not named takes the matrix's values.", "items": object("A rule.", &[], axes.clone())},
+            "overrides": {"type": "array", "description": "Settings for the cells that match; later rules win.", "items": object("A rule.", &["when", "set"], json!({
+                "when": object("The cells.", &[], axes),
+                "set": object("The settings.", &[], set),
+            }))},
+        }),
+    );
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("ortbench matrix");
+    root
+}
