@@ -1,1 +1,166 @@
 //! The child's side: read one job, do it, write messages.
+//!
+//! Standard output carries messages and nothing else. Libraries print where they like, so before any of them is
+//! loaded the descriptor is moved away and standard output is pointed at standard error.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
+
+use crate::categories;
+use crate::cell::Status;
+use crate::error::{Context, Error, Kind, Result};
+use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
+use crate::runtime::Runtime;
+
+/// Where messages go.
+#[derive(Clone)]
+pub struct Reporter {
+    out: Arc<Mutex<Box<dyn Write + Send>>>,
+}
+
+impl Reporter {
+    /// Messages to any writer.
+    pub fn new(out: impl Write + Send + 'static) -> Self {
+        Self { out: Arc::new(Mutex::new(Box::new(out))) }
+    }
+
+    /// Writes one message as one line.
+    ///
+    /// # Errors
+    /// A reader that went away: then nobody waits for the rest either.
+    pub fn send(&self, message: &Message) -> Result<()> {
+        let mut line = serde_json::to_vec(message).context("cannot encode a message")?;
+        line.push(b'\n');
+        let mut out = self.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        out.write_all(&line).and_then(|()| out.flush()).context("cannot write a message to the parent")
+    }
+
+    /// The worker entered a phase.
+    pub fn phase(&self, name: &str) -> Result<()> {
+        self.send(&Message::Phase { name: name.to_owned(), done: None })
+    }
+
+    /// Progress within a phase.
+    pub fn progress(&self, name: &str, done: u64, of: u64) -> Result<()> {
+        self.send(&Message::Phase { name: name.to_owned(), done: Some((done, of)) })
+    }
+
+    /// A figure or word of the whole process.
+    pub fn fact(&self, name: &str, value: impl Into<FactValue>) -> Result<()> {
+        self.send(&Message::Fact { name: name.to_owned(), value: value.into() })
+    }
+
+    /// Raw measurements of one repetition.
+    pub fn samples(&self, metric: &str, repetition: u32, values: Vec<f64>) -> Result<()> {
+        self.send(&Message::Samples { metric: metric.to_owned(), repetition, values })
+    }
+
+    /// Something that the row's reader should know.
+    pub fn warning(&self, text: impl Into<String>) -> Result<()> {
+        self.send(&Message::Warning { text: text.into() })
+    }
+}
+
+/// Takes standard output for messages, and leaves libraries standard error in its place.
+///
+/// # Errors
+/// A process without standard output.
+pub fn claim_stdout() -> Result<Reporter> {
+    let messages = rustix::io::dup(rustix::stdio::stdout()).context("cannot take standard output for messages")?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr()).context("cannot point standard output at standard error")?;
+    Ok(Reporter::new(File::from(messages)))
+}
+
+/// Reads a job.
+///
+/// # Errors
+/// Bytes that are no job of this version.
+pub fn read_job(mut input: impl Read) -> Result<Job> {
+    let mut text = String::new();
+    input.read_to_string(&mut text).context("cannot read the job")?;
+    let job: Job = serde_json::from_str(&text).context("the job is not understood")?;
+    if job.protocol != PROTOCOL_VERSION {
+        return Err(Error::new(format!(
+            "the job is of protocol {}, this worker speaks {PROTOCOL_VERSION}",
+            job.protocol
+        ))
+        .hint("the program was replaced during a run; start the run again with `--resume`"));
+    }
+    Ok(job)
+}
+
+/// Does the job and reports how it ended. Returns whether it was measured.
+///
+/// # Errors
+/// Only a parent that no longer listens: every failure of the work itself is a message.
+pub fn run(job: &Job, report: &Reporter) -> Result<bool> {
+    report.send(&Message::Hello { protocol: PROTOCOL_VERSION })?;
+    match work(job, report) {
+        Ok(()) => {
+            report.send(&Message::Done)?;
+            Ok(true)
+        }
+        Err(error) => {
+            report.send(&Message::Failed {
+                status: status_of(&error),
+                reason: error.chain(),
+                hint: error.find_hint().map(ToOwned::to_owned),
+            })?;
+            Ok(false)
+        }
+    }
+}
+
+fn work(job: &Job, report: &Reporter) -> Result<()> {
+    report.phase("runtime")?;
+    let runtime = Runtime::load(&job.library)?;
+    report.fact("runtime_version", runtime.version()?)?;
+    report.fact("runtime_build", runtime.build_info())?;
+    match &job.work {
+        Work::Describe => {
+            report.fact("providers", runtime.compiled_providers()?.join(", "))?;
+            report.fact("devices", runtime.devices().join(", "))
+        }
+        Work::Ceilings { threads } => categories::ceilings(&runtime, *threads, report),
+        Work::Measure { cell, category, process } => {
+            let context = categories::Context { runtime: &runtime, cell, process: *process, report };
+            categories::of(*category).measure(&context)
+        }
+    }
+}
+
+/// How a cell with this error ends. ONNX Runtime reports a failed allocation in words only.
+fn status_of(error: &Error) -> Status {
+    let chain = error.chain();
+    let memory =
+        ["bad allocation", "bad_alloc", "Failed to allocate memory", "Cannot allocate memory", "out of memory"];
+    if memory.iter().any(|words| chain.contains(words)) {
+        return Status::OutOfMemory;
+    }
+    match error.root_kind() {
+        Kind::Unsupported => Status::Unsupported,
+        Kind::Invalid => Status::Invalid,
+        Kind::Input | Kind::Environment | Kind::Interrupted => Status::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_become_statuses() {
+        assert_eq!(status_of(&Error::unsupported("x")), Status::Unsupported);
+        assert_eq!(status_of(&Error::invalid("x")), Status::Invalid);
+        assert_eq!(status_of(&Error::new("std::bad_alloc")), Status::OutOfMemory);
+        assert_eq!(status_of(&Error::environment("x")), Status::Failed);
+    }
+
+    #[test]
+    fn another_protocol_is_refused() {
+        let job = r#"{"protocol": 999, "library": "/x", "work": "describe"}"#;
+        assert!(read_job(job.as_bytes()).unwrap_err().chain().contains("999"));
+        assert!(read_job(&b"nonsense"[..]).is_err());
+    }
+}

@@ -1,1 +1,44 @@
-//! What is measured: one file a category, one trait, one registry.
+//! What is measured: one file a category, one trait, one row in [`of`].
+
+mod ceilings;
+mod common;
+mod memory;
+mod speed;
+mod throughput;
+
+pub use ceilings::ceilings;
+
+use crate::cell::{Category, Cell};
+use crate::error::Result;
+use crate::runtime::Runtime;
+use crate::worker::Reporter;
+
+/// What a category measures with.
+pub struct Context<'a> {
+    /// The loaded library.
+    pub runtime: &'a Runtime,
+    /// The configuration.
+    pub cell: &'a Cell,
+    /// Which of the cell's repeated processes this is.
+    pub process: u32,
+    /// Where figures go.
+    pub report: &'a Reporter,
+}
+
+/// A category of measurement, run in a process of its own.
+pub trait Measure: Sync {
+    /// Measures and reports every series and fact that `metrics` names for the category.
+    ///
+    /// # Errors
+    /// Whatever ends the cell without a result.
+    fn measure(&self, context: &Context) -> Result<()>;
+}
+
+/// The category behind a name.
+pub fn of(category: Category) -> &'static dyn Measure {
+    match category {
+        Category::Speed => &speed::Speed,
+        Category::Throughput => &throughput::Throughput,
+        Category::Memory => &memory::Memory,
+    }
+}

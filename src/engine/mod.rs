@@ -1,3 +1,15 @@
 //! Runs a model: plan, key/value cache, prefill and decode, sampling.
 
+mod decoder;
 pub mod fake;
+mod generate;
+mod model;
+mod plan;
+mod prompt;
+pub mod sampling;
+
+pub use decoder::Decoder;
+pub use generate::{Ended, Generation, generate};
+pub use model::Model;
+pub use plan::{CacheMode, Plan};
+pub use prompt::Prompter;

@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Flavour, Precision};
+use crate::error::{Context, Error, Result};
+
+/// The value of `format`.
+pub const FORMAT: &str = "ortbench-package";
 
 /// The version this program reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -47,6 +51,50 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// What wrote the package.
     pub exporter: Exporter,
+}
+
+impl Manifest {
+    /// Reads a manifest's bytes.
+    ///
+    /// # Errors
+    /// What is no JSON, of another format or version, or lacks a key, with the position.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        /// What every version has, read first so that a newer version is named rather than its new keys.
+        #[derive(Deserialize)]
+        struct Head {
+            format: String,
+            format_version: u32,
+        }
+        let head: Head = serde_json::from_slice(bytes).context("its manifest.json is not valid")?;
+        if head.format != FORMAT {
+            return Err(Error::new(format!("its manifest.json is of the format `{}`, not `{FORMAT}`", head.format)));
+        }
+        if head.format_version != FORMAT_VERSION {
+            let message = format!("its format version is {}, this program reads {FORMAT_VERSION}", head.format_version);
+            return Err(Error::new(message).hint("export the model with the exporter that came with this program"));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).context("its manifest.json is not valid")?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Contradictions that types do not exclude.
+    fn check(&self) -> Result<()> {
+        let shape = &self.shape;
+        let positive =
+            [shape.layers, shape.hidden_size, shape.attention_heads, shape.kv_heads, shape.head_dim, shape.vocab_size];
+        if positive.contains(&0) || self.parameters.total == 0 || self.bytes_read_per_token.weights == 0 {
+            return Err(Error::new("its manifest.json names a size of zero"));
+        }
+        let listed = |file: &String| self.files.iter().any(|entry| entry.path == *file);
+        let named = self.graphs.iter().flat_map(|graph| std::iter::once(&graph.file).chain(&graph.external_data));
+        for file in named.chain(&self.tokenizer).chain(&self.chat_template) {
+            if !listed(file) {
+                return Err(Error::new(format!("its manifest.json uses `{file}` but does not list it in `files`")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Identity and origin of the weights.
@@ -200,6 +248,20 @@ pub enum Dtype {
     Float16,
     Int64,
     Int32,
+}
+
+impl Graph {
+    /// The input or output of that role, for tensors that exist once.
+    pub fn port(&self, role: PortRole) -> Option<&Port> {
+        self.inputs.iter().chain(&self.outputs).find(|port| port.role == role)
+    }
+
+    /// The cache tensors of that role, in the order of layers.
+    pub fn layers(&self, role: PortRole) -> Vec<&Port> {
+        let mut ports: Vec<_> = self.inputs.iter().chain(&self.outputs).filter(|port| port.role == role).collect();
+        ports.sort_by_key(|port| port.layer);
+        ports
+    }
 }
 
 impl Dtype {

@@ -1,12 +1,20 @@
 //! What an exported model's folder promises (`docs/package.md`).
 
+mod chat;
+mod genai;
 mod manifest;
+pub mod onnx;
 
+pub use chat::{ChatMessage, ChatTemplate};
 pub use manifest::*;
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
 
-use crate::error::Result;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Result};
 
 /// A model's folder whose manifest was read and whose files were found at their sizes.
 #[derive(Debug, Clone)]
@@ -20,12 +28,139 @@ pub struct Package {
 }
 
 impl Package {
-    /// Reads the manifest (or another tool's description, see `genai`), and checks that every file is there at its
-    /// size. Hashes are checked by [`Package::verify`].
+    /// Reads the manifest, or `genai_config.json` of a folder that onnxruntime-genai's builder made, and checks that
+    /// every file is there at its size. Contents are checked by [`Package::verify`].
     ///
     /// # Errors
     /// A missing, truncated or foreign folder, named with the remedy.
-    pub fn open(_root: &Path) -> Result<Self> {
-        todo!("Package::open")
+    pub fn open(root: &Path) -> Result<Self> {
+        let failed = || format!("cannot open the model package `{}`", root.display());
+        if !root.is_dir() {
+            return Err(Error::new(failed())
+                .because(std::io::Error::other("there is no such folder"))
+                .hint("export the model first: `python -m ortbench_export export CHECKPOINT --output FOLDER`"));
+        }
+        let root = fs::canonicalize(root).with_context(failed)?;
+        let path = root.join("manifest.json");
+        if !path.exists() && root.join(genai::CONFIG).exists() {
+            return genai::open(&root).with_context(failed);
+        }
+        let bytes = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display())).map_err(|error| {
+            Error::new(failed()).because(error).hint(
+                "a package has a manifest.json, written last by the exporter; a folder without it is unfinished \
+                 or of another kind",
+            )
+        })?;
+        let manifest = Manifest::parse(&bytes).with_context(failed)?;
+        for file in &manifest.files {
+            check_size(&root, file).with_context(failed)?;
+        }
+        let hash = hex(&Sha256::digest(&bytes));
+        Ok(Self { root, manifest, hash })
     }
+
+    /// Reads every file and compares its hash with the manifest's.
+    ///
+    /// # Errors
+    /// The first file that differs, by name.
+    pub fn verify(&self) -> Result<()> {
+        for file in &self.manifest.files {
+            let path = self.root.join(&file.path);
+            let found = hash_file(&path)?;
+            if found != file.sha256 {
+                return Err(Error::new(format!("`{}` is not the file that its manifest describes", path.display()))
+                    .because(std::io::Error::other(format!(
+                        "its SHA-256 is {found}, the manifest says {}",
+                        file.sha256
+                    )))
+                    .hint("the file was changed or damaged; export the package again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The graph that turns token ids into logits.
+    ///
+    /// # Errors
+    /// A package without one.
+    pub fn decoder(&self) -> Result<&Graph> {
+        self.manifest.graphs.iter().find(|graph| graph.role == GraphRole::Decoder).ok_or_else(|| {
+            Error::unsupported(format!("the package `{}` has no decoder graph", self.root.display()))
+                .hint("only packages of language models can be run")
+        })
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.manifest.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// The tokenizer, if the package has one.
+    ///
+    /// # Errors
+    /// A package without tokenizer, a file that the `tokenizers` library refuses.
+    pub fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
+        let Some(name) = &self.manifest.tokenizer else {
+            return Err(Error::unsupported(format!("the package `{}` has no tokenizer", self.root.display()))
+                .hint("export it from a checkpoint that has a tokenizer.json"));
+        };
+        let path = self.root.join(name);
+        tokenizers::Tokenizer::from_file(&path)
+            .map_err(|error| Error::new(format!("cannot read the tokenizer `{}`", path.display())).because(error))
+    }
+
+    /// The chat template, if the package has one.
+    ///
+    /// # Errors
+    /// A package without template, a template that does not parse.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        let Some(name) = &self.manifest.chat_template else {
+            return Err(Error::unsupported(format!("the package `{}` has no chat template", self.root.display()))
+                .hint("leave `--chat` out, or export the model from a checkpoint that has a template"));
+        };
+        let path = self.root.join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        ChatTemplate::parse(text).with_context(|| format!("cannot use the chat template `{}`", path.display()))
+    }
+}
+
+fn check_size(root: &Path, file: &FileEntry) -> Result<()> {
+    let inside = Path::new(&file.path).components().all(|part| matches!(part, Component::Normal(_)));
+    if !inside {
+        return Err(Error::new(format!("the manifest names `{}`, which leads out of its folder", file.path)));
+    }
+    let path = root.join(&file.path);
+    let size = fs::metadata(&path)
+        .with_context(|| format!("cannot find `{}`, which the manifest names", path.display()))
+        .map_err(|error| Error::new(format!("`{}` is missing", file.path)).because(error).hint(EXPORT_AGAIN))?
+        .len();
+    if size != file.bytes {
+        return Err(Error::new(format!("`{}` has {size} bytes, its manifest says {}", path.display(), file.bytes))
+            .hint(EXPORT_AGAIN));
+    }
+    Ok(())
+}
+
+const EXPORT_AGAIN: &str = "the package is incomplete or was changed; export it again";
+
+fn hash_file(path: &Path) -> Result<String> {
+    let failed = || format!("cannot read `{}`", path.display());
+    let mut file = fs::File::open(path).with_context(failed)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).with_context(failed)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// Bytes in lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

@@ -1,1 +1,6 @@
 //! Facts of the machine and meters: processor, memory, limits, disks, ceilings, a sampling thread.
+
+pub mod ceilings;
+pub mod clock;
+pub mod memory;
+pub mod sampler;

@@ -115,7 +115,7 @@ pub fn read(path: &Path, length: u64) -> Result<BTreeMap<JobKey, Vec<SampleRun>>
     let file = File::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let mut reader = csv::Reader::from_reader(file.take(length));
     // The first field's name may carry a byte order mark, which the reader drops.
-    if reader.headers().map_err(|error| wrong().because(error))? != &HEADER[..] {
+    if reader.headers().map_err(|error| wrong().because(error))? != HEADER.as_slice() {
         return Err(wrong());
     }
     let mut jobs: BTreeMap<JobKey, Vec<SampleRun>> = BTreeMap::new();

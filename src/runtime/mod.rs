@@ -1,5 +1,25 @@
 //! The only folder that names `ort`: find and load libonnxruntime, providers, sessions, bindings.
 //!
-//! `catalog` and `install` only look at files: the parent process uses them and never loads the library.
+//! `catalog` and `install` only look at files: the parent process uses them and never loads the library. Everything
+//! else here belongs to the worker.
 
 pub mod catalog;
+
+mod bindings;
+mod library;
+mod placement;
+pub mod products;
+pub mod providers;
+mod session;
+
+pub use bindings::{Bindings, BufferId, Element};
+pub use library::Runtime;
+pub use placement::Placement;
+pub use session::{Session, SessionOptions};
+
+use crate::error::Error;
+
+/// An error of ONNX Runtime as one of ours.
+fn ort_error(operation: impl Into<String>, error: ort::Error) -> Error {
+    Error::new(operation).because(std::io::Error::other(error.to_string()))
+}

@@ -1,7 +1,8 @@
-//! Everything that is tested from outside, in one binary.
+//! The one integration binary.
 
 mod support;
 
+mod architecture;
 mod endings;
 mod interruption;
 mod limits;

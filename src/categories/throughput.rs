@@ -1,0 +1,55 @@
+//! Throughput: a closed loop over one batch, from the first request to the last token.
+
+use std::time::Instant;
+
+use crate::categories::common::{self, Loaded, Repetitions};
+use crate::categories::speed::choose;
+use crate::categories::{Context, Measure};
+use crate::engine::{Decoder, Model};
+use crate::error::Result;
+
+/// The category.
+pub struct Throughput;
+
+impl Measure for Throughput {
+    fn measure(&self, context: &Context) -> Result<()> {
+        let Loaded { mut model, prompter } = common::load(context)?;
+        let prompts = prompter.ids()?;
+        let (cell, report) = (context.cell, context.report);
+        let mut decoder = common::decoder(context, &model)?;
+        let generate = cell.workload.generate_tokens;
+        report.phase("warmup")?;
+        for _ in 0..cell.measurement.warmup {
+            batch(&mut decoder, &mut model, &prompts, generate)?;
+        }
+        report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
+        let mut repetitions = Repetitions::new(&cell.measurement);
+        let mut smallest = f64::INFINITY;
+        let sequences = f64::from(cell.workload.batch);
+        let (new, prompt) = (f64::from(generate), f64::from(cell.workload.prompt_tokens));
+        while let Some(repetition) = repetitions.next() {
+            let (done, of) = repetitions.progress();
+            report.progress("measure", done, of)?;
+            let seconds = batch(&mut decoder, &mut model, &prompts, generate)?;
+            repetitions.add(seconds);
+            smallest = smallest.min(seconds);
+            report.samples("batch_seconds", repetition, vec![seconds])?;
+            report.samples("output_tokens_per_second", repetition, vec![sequences * new / seconds])?;
+            report.samples("total_tokens_per_second", repetition, vec![sequences * (new + prompt) / seconds])?;
+            report.samples("requests_per_second", repetition, vec![sequences / seconds])?;
+        }
+        common::check_resolution(context, smallest)
+    }
+}
+
+/// One batch of requests that arrive together; seconds from the first to the last token.
+fn batch(decoder: &mut Decoder, model: &mut Model, prompts: &[Vec<u32>], generate: u32) -> Result<f64> {
+    let start = Instant::now();
+    decoder.prefill(model, prompts)?;
+    let mut next = choose(decoder, prompts.len())?;
+    for _ in 1..generate {
+        decoder.step(model, &next)?;
+        next = choose(decoder, prompts.len())?;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}

@@ -1,0 +1,34 @@
+//! CUDA.
+
+use std::collections::BTreeMap;
+
+use ort::ep::{CUDA, ExecutionProviderDispatch};
+
+use super::Provider;
+
+/// The CUDA provider.
+pub struct Cuda;
+
+impl Provider for Cuda {
+    fn canonical_name(&self) -> &'static str {
+        "CUDAExecutionProvider"
+    }
+
+    fn dispatch(&self, _threads: u32, options: &BTreeMap<String, String>) -> Vec<ExecutionProviderDispatch> {
+        vec![super::with_options(CUDA::default(), options).build().error_on_failure()]
+    }
+
+    fn shares_cache_buffer(&self) -> bool {
+        // It may on buffers in the device's memory; host buffers are copied to it on every run.
+        false
+    }
+
+    fn uses_host_memory(&self) -> bool {
+        false
+    }
+
+    fn remedy(&self) -> &'static str {
+        "it needs an NVIDIA GPU with its driver, CUDA 13 and cuDNN 9, and `ortbench runtime install cuda`; \
+         `ortbench doctor` says which of them is missing"
+    }
+}

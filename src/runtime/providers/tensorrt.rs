@@ -1,0 +1,36 @@
+//! TensorRT, with CUDA behind it for the nodes that it does not take.
+
+use std::collections::BTreeMap;
+
+use ort::ep::{CUDA, ExecutionProviderDispatch, TensorRT};
+
+use super::Provider;
+
+/// The TensorRT provider.
+pub struct TensorRt;
+
+impl Provider for TensorRt {
+    fn canonical_name(&self) -> &'static str {
+        "TensorrtExecutionProvider"
+    }
+
+    fn dispatch(&self, _threads: u32, options: &BTreeMap<String, String>) -> Vec<ExecutionProviderDispatch> {
+        vec![
+            super::with_options(TensorRT::default(), options).build().error_on_failure(),
+            CUDA::default().build().error_on_failure(),
+        ]
+    }
+
+    fn shares_cache_buffer(&self) -> bool {
+        false
+    }
+
+    fn uses_host_memory(&self) -> bool {
+        false
+    }
+
+    fn remedy(&self) -> &'static str {
+        "it needs what CUDA needs (an NVIDIA GPU with its driver, CUDA 13, cuDNN 9, `ortbench runtime install cuda`) \
+         and TensorRT's libraries; `ortbench doctor` says which of them is missing"
+    }
+}

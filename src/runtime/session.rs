@@ -1,0 +1,103 @@
+//! A loaded graph.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+
+use super::providers::{self, Provider};
+use super::{Placement, Runtime, ort_error};
+use crate::cell::Backend;
+use crate::error::{Error, Result};
+
+/// How a session is made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionOptions {
+    /// Threads of one operator.
+    pub threads: u32,
+    /// Session configuration entries, passed on as they are.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A graph that was loaded, optimized and partitioned among providers.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) inner: ort::session::Session,
+    provider: &'static str,
+    placement: Placement,
+}
+
+impl std::fmt::Debug for dyn Provider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.canonical_name())
+    }
+}
+
+impl Session {
+    /// Loads an ONNX file on the backend's provider.
+    ///
+    /// # Errors
+    /// A provider that the library was not compiled with or that cannot start here (both `unsupported`, with the
+    /// remedy), a file that ONNX Runtime refuses.
+    pub fn open(runtime: &Runtime, file: &Path, backend: &Backend, options: &SessionOptions) -> Result<Self> {
+        let provider = providers::of(backend.provider);
+        let name = provider.canonical_name();
+        if !runtime.compiled_providers()?.iter().any(|compiled| compiled == name) {
+            let message = format!("the runtime `{}` was built without {name}", runtime.library().display());
+            return Err(Error::unsupported(message).hint(provider.remedy()));
+        }
+        let builder = builder(runtime, options)?;
+        let mut builder = builder
+            .with_execution_providers(provider.dispatch(options.threads, &backend.options))
+            .map_err(|error| {
+                Error::unsupported(format!("{name} cannot start on this machine"))
+                    .because(std::io::Error::other(error.to_string()))
+                    .hint(provider.remedy())
+            })?;
+        let inner = builder
+            .commit_from_file(file)
+            .map_err(|error| ort_error(format!("ONNX Runtime cannot load `{}` on {name}", file.display()), error))?;
+        let placement = Placement::read(&inner)?;
+        Ok(Self { inner, provider: name, placement })
+    }
+
+    /// ONNX Runtime's name of the provider that was asked for.
+    pub fn provider(&self) -> &'static str {
+        self.provider
+    }
+
+    /// Which provider runs which node.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Names of the graph's inputs.
+    pub fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inner.inputs().iter().map(|outlet| outlet.name())
+    }
+
+    /// Names of the graph's outputs.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.inner.outputs().iter().map(|outlet| outlet.name())
+    }
+}
+
+/// Options that every session has.
+#[expect(clippy::result_large_err, reason = "ort's builder methods hand the builder back in their errors")]
+pub(super) fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder> {
+    let failed = |error: ort::Error| ort_error("cannot set a session's options", error);
+    let mut builder = ort::session::Session::builder(&runtime.environment)
+        .map_err(failed)?
+        // Without this, ort lets ONNX Runtime choose devices by itself.
+        .with_auto_device(AutoDevicePolicy::PreferCPU)
+        .and_then(|builder| builder.with_optimization_level(GraphOptimizationLevel::All))
+        .and_then(|builder| builder.with_intra_threads(options.threads as usize))
+        .and_then(|builder| builder.with_inter_threads(1))
+        .and_then(|builder| builder.with_parallel_execution(false))
+        .and_then(|builder| builder.with_config_entry("session.record_ep_graph_assignment_info", "1"))
+        .map_err(|error| failed(error.into()))?;
+    for (key, value) in &options.config {
+        builder = builder.with_config_entry(key, value).map_err(|error| failed(error.into()))?;
+    }
+    Ok(builder)
+}
