@@ -45,7 +45,7 @@ pub enum Behaviour {
     Foreign,
     /// `value:SERIES:NUMBER`: that number (`nan` included) as a sample.
     Value(String, String),
-    /// `lack:SERIES`: everything but that series.
+    /// `lack:NAME`: everything but that series; of the ceilings, those before that one.
     Lack(String),
     /// `unknown`: a series that no table has.
     Unknown,
@@ -140,6 +140,9 @@ pub fn run(job: &Job, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
         Work::Measure { cell, category, process } => measure(cell, *category, *process, behaviour, emit),
         Work::Ceilings { .. } => {
             for ceiling in metrics::CEILINGS {
+                if *behaviour == Behaviour::Lack(ceiling.name.to_owned()) {
+                    return emit(failed(Status::Failed, "there is no kernel for it"));
+                }
                 emit(Message::Fact { name: ceiling.name.to_owned(), value: 1e10.into() });
             }
         }

@@ -24,7 +24,7 @@ pub fn library(cells: &[Cell], host: &dyn Host) -> Option<PathBuf> {
     named.chain(installed).chain(others).find_map(|runtime| host.library(&runtime).ok())
 }
 
-/// Runs the process. The inner error is why there are no ceilings; the run goes on without them.
+/// Runs the process; returns the ceilings by name, and why some are missing. The run goes on without them.
 ///
 /// # Errors
 /// A worker that cannot be started at all.
@@ -34,7 +34,7 @@ pub fn measure(
     threads: u32,
     log: &Path,
     interrupt: &Interrupt,
-) -> Result<Result<BTreeMap<String, f64>, String>> {
+) -> Result<(BTreeMap<String, f64>, Option<String>)> {
     let job = Job { protocol: PROTOCOL_VERSION, library, work: Work::Ceilings { threads } };
     let mut collector = Collector::default();
     let timeout = Duration::from_secs_f64(TIMEOUT_SECONDS);

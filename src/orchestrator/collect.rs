@@ -87,32 +87,28 @@ impl Collector {
         (end, samples)
     }
 
-    /// The ceilings that a process measured.
-    ///
-    /// # Errors
-    /// Why there are none.
+    /// The ceilings that a process measured, and why there are no more: one that was measured before the process
+    /// failed is as good as any.
     pub fn ceilings(
         mut self,
         ended: &Ended,
         timeout_seconds: f64,
         log: &Path,
-    ) -> Result<BTreeMap<String, f64>, String> {
-        if let Some((_, reason, _)) = self.failure(ended, timeout_seconds, log) {
-            return Err(reason.unwrap_or_default());
-        }
+    ) -> (BTreeMap<String, f64>, Option<String>) {
+        let mut problem = self.failure(ended, timeout_seconds, log).and_then(|(_, reason, _)| reason);
         let mut ceilings = BTreeMap::new();
-        for (name, value) in self.facts {
-            if metrics::find_ceiling(&name).is_none() {
-                continue;
+        for (name, value) in self.facts.into_iter().filter(|(name, _)| metrics::find_ceiling(name).is_some()) {
+            match (validate::check_fact(&name, &value), value) {
+                (Ok(()), FactValue::Float(value)) => drop(ceilings.insert(name, value)),
+                (Ok(()), FactValue::Integer(value)) => drop(ceilings.insert(name, value as f64)),
+                (Ok(()), FactValue::Bool(_) | FactValue::Text(_)) => {}
+                (Err(reason), _) => problem = problem.or(Some(reason)),
             }
-            validate::check_fact(&name, &value)?;
-            match value {
-                FactValue::Float(value) => ceilings.insert(name, value),
-                FactValue::Integer(value) => ceilings.insert(name, value as f64),
-                FactValue::Bool(_) | FactValue::Text(_) => None,
-            };
         }
-        if ceilings.is_empty() { Err("the worker reported no ceiling".to_owned()) } else { Ok(ceilings) }
+        if ceilings.is_empty() {
+            problem = problem.or_else(|| Some("the worker reported no ceiling".to_owned()));
+        }
+        (ceilings, problem)
     }
 
     fn message(&mut self, message: Message) -> Line {

@@ -1,7 +1,6 @@
 //! What a person sees while a matrix runs: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -92,7 +91,7 @@ impl Progress for Bar {
     }
 
     fn note(&mut self, text: &str) {
-        self.0.println(text);
+        self.0.suspend(|| eprintln!("{text}"));
     }
 
     fn job_started(&mut self, job: &JobKey) {
@@ -109,7 +108,7 @@ impl Progress for Bar {
     }
 
     fn cell_ended(&mut self, outcome: &Outcome, _ended: usize, _cells: usize) {
-        self.0.println(sentence(outcome));
+        self.0.suspend(|| eprintln!("{}", sentence(outcome)));
     }
 
     fn finished(&mut self) {
@@ -118,10 +117,8 @@ impl Progress for Bar {
 }
 
 fn sentence(outcome: &Outcome) -> String {
-    let time = Duration::from_secs_f64(outcome.seconds.max(0.0));
-    let time = units::seconds(time.as_secs_f64());
     match &outcome.reason {
-        None => format!("{}: {} in {time}", outcome.cell.id, outcome.status),
+        None => format!("{}: {} in {}", outcome.cell.id, outcome.status, units::seconds(outcome.seconds)),
         Some(reason) => format!("{}: {}: {reason}", outcome.cell.id, outcome.status),
     }
 }

@@ -215,7 +215,8 @@ impl<'a> Runner<'a> {
         let log_path = self.folder.log(job);
         let mut log = child::open_log(&log_path)?;
         let mut collector = Collector::default();
-        let timeout = Duration::from_secs_f64(cell.measurement.timeout_seconds);
+        let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
+            .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
         let progress = &mut *self.options.progress;
         let mut on_line = |line: &[u8]| match collector.line(line) {
             Line::Message => {}
@@ -239,23 +240,20 @@ impl<'a> Runner<'a> {
             if self.options.interrupt.requested() {
                 return Ok(());
             }
-            let measured = match ceilings::library(&self.record.cells, self.options.host) {
+            let (values, problem) = match ceilings::library(&self.record.cells, self.options.host) {
                 Some(library) => {
                     let log = self.folder.ceilings_log(threads);
                     ceilings::measure(&self.options.worker, library, threads, &log, &self.options.interrupt)?
                 }
-                None => Err("no runtime was found".to_owned()),
+                None => (BTreeMap::new(), Some("no runtime was found".to_owned())),
             };
-            if let Err(problem) = &measured
-                && !self.options.interrupt.requested()
-            {
-                let note = format!("warning: no ceilings with {threads} threads, so no utilisation: {problem}");
+            if self.options.interrupt.requested() {
+                return Ok(());
+            }
+            if let Some(problem) = &problem {
+                let note = format!("warning: utilisation is not complete with {threads} threads: {problem}");
                 self.options.progress.note(&note);
             }
-            let (values, problem) = match measured {
-                Ok(values) => (values, None),
-                Err(problem) => (BTreeMap::new(), Some(problem)),
-            };
             self.happened(Event::Ceilings { threads, values, problem }, Vec::new())?;
             self.write_environment()?;
         }

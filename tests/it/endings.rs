@@ -151,4 +151,10 @@ fn without_ceilings_there_is_no_utilisation() {
     assert_eq!((row["decode_mbu_ratio"].as_str(), row["status"].as_str()), ("", "measured"));
     let environment = std::fs::read_to_string(without.folder.join("environment.json")).unwrap();
     assert!(environment.contains("SIGABRT"), "{environment}");
+
+    let script = "ceilings=lack:ceiling_int4_flops_per_second";
+    let partly = run(vec![fake::cell("tiny", "cpu")], script, results.path()).unwrap();
+    let row = &summary(&partly.folder)[0];
+    assert!(!row["decode_mbu_ratio"].is_empty(), "the bandwidth was measured before");
+    assert_eq!(row["decode_mfu_ratio"], "");
 }

@@ -101,7 +101,9 @@ impl Group {
                 ("Ceilings", "What this machine can do at most with the cell's threads, measured before the run.")
             }
             Self::Spread => ("Spread", "Count, spread and interval of every series."),
-            Self::Environment => ("Environment", "The machine and this program, as they were when the cell ended."),
+            Self::Environment => {
+                ("Environment", "The machine and this program, as they were when the cell's last process started.")
+            }
         }
     }
 }
