@@ -370,6 +370,67 @@ pub const FACTS: &[Fact] = &[
     ),
 ];
 
+/// What the machine can do at most, measured once a run for each number of threads. Utilisation is relative to them.
+pub const CEILINGS: &[Fact] = &[
+    fact(
+        "ceiling_memory_bandwidth_bytes_per_second",
+        FactKind::Float,
+        None,
+        "Memory read by all of the cell's threads at once, bytes a second.",
+    ),
+    fact(
+        "ceiling_fp32_flops_per_second",
+        FactKind::Float,
+        None,
+        "A large fp32 matrix product through ONNX Runtime's CPU provider.",
+    ),
+    fact(
+        "ceiling_fp16_flops_per_second",
+        FactKind::Float,
+        None,
+        "The same with fp16 operands, as the CPU provider runs them.",
+    ),
+    fact(
+        "ceiling_int8_flops_per_second",
+        FactKind::Float,
+        None,
+        "The same with int8 weights; a multiplication and an addition count two.",
+    ),
+    fact(
+        "ceiling_int4_flops_per_second",
+        FactKind::Float,
+        None,
+        "The same with int4 weights; a multiplication and an addition count two.",
+    ),
+];
+
+/// Series that a cell without decode steps (one generated token) legitimately leaves empty.
+pub const NEED_DECODE: &[&str] = &[
+    "itl_seconds",
+    "tpot_seconds",
+    "decode_tokens_per_second",
+    "decode_anonymous_bytes",
+    "decode_file_backed_bytes",
+    "decode_pss_bytes",
+];
+
+/// Series in which zero can be true. In all others a zero shows that nothing was measured.
+pub const MAY_BE_ZERO: &[&str] = &[
+    "major_faults",
+    "minor_faults",
+    "disk_read_bytes",
+    // The allocator may place a small cache in pages that are resident already.
+    "cache_measured_bytes",
+];
+
+/// Facts in which all processes of a cell must agree: figures of two packages do not belong in one row.
+pub const IDENTITY: &[&str] = &["package_hash", "runtime_version", "runtime_build"];
+
+/// The ceiling of that name.
+pub fn find_ceiling(name: &str) -> Option<&'static Fact> {
+    CEILINGS.iter().find(|fact| fact.name == name)
+}
+
 /// The series of that name.
 pub fn find_series(name: &str) -> Option<&'static Series> {
     SERIES.iter().find(|series| series.name == name)
@@ -386,11 +447,22 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_snake_case() {
-        let mut names: Vec<_> = SERIES.iter().map(|s| s.name).chain(FACTS.iter().map(|f| f.name)).collect();
+        let mut names: Vec<_> =
+            SERIES.iter().map(|s| s.name).chain(FACTS.iter().chain(CEILINGS).map(|f| f.name)).collect();
         assert!(names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())));
         names.sort_unstable();
         let count = names.len();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn exceptions_name_series_that_exist() {
+        for name in NEED_DECODE.iter().chain(MAY_BE_ZERO) {
+            assert!(find_series(name).is_some(), "{name}");
+        }
+        for name in IDENTITY {
+            assert!(find_fact(name).is_some(), "{name}");
+        }
     }
 }

@@ -76,7 +76,9 @@ pub enum Message {
         metric: String,
         /// The repetition, or the process, that they belong to.
         repetition: u32,
-        /// Values in the series' unit, in the order measured.
+        /// Values in the series' unit, in the order measured. JSON has no word for what is not finite and writes
+        /// `null`, which reads back as NaN, so that the cell becomes `invalid` and not a riddle.
+        #[serde(deserialize_with = "null_as_nan")]
         values: Vec<f64>,
     },
     /// Something that the row's reader should know.
@@ -95,6 +97,11 @@ pub enum Message {
         /// What can be done about it.
         hint: Option<String>,
     },
+}
+
+fn null_as_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let values = Vec::<Option<f64>>::deserialize(deserializer)?;
+    Ok(values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect())
 }
 
 /// A fact's value.

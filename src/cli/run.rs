@@ -1,14 +1,146 @@
 //! `ortbench run`: runs a matrix.
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::error::{Error, Result};
+use serde_json::json;
+
+use crate::cell::{Cell, RuntimeRef};
+use crate::config::{self, Matrix};
+use crate::error::{Context, Error, Result};
+use crate::orchestrator::child::Worker;
+use crate::orchestrator::interrupt::{INTERRUPTED, Interrupt};
+use crate::orchestrator::{self, Host, Options, Report, progress};
+use crate::results::{Refusal, compare, folder};
+use crate::runtime::catalog;
 
 /// The options of `ortbench run`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The matrix; `benchmarks.yaml` when left out (with `--resume`, the cells that the run was started with).
+    file: Option<PathBuf>,
+    /// Below this folder the run makes its own.
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    results: PathBuf,
+    /// Continue the run in this folder: what is finished stays.
+    #[arg(long, value_name = "DIR", conflicts_with = "results")]
+    resume: Option<PathBuf>,
+    /// With `--resume`: do again what ended without a measurement.
+    #[arg(long, requires = "resume")]
+    retry_failed: bool,
+    /// Run only cells whose id contains PATTERN (`*` stands for anything).
+    #[arg(long, value_name = "PATTERN", conflicts_with = "resume")]
+    cell: Option<String>,
+    /// Begin the tables with a byte order mark, by which Excel knows UTF-8.
+    #[arg(long)]
+    excel: bool,
+    /// Show no progress.
+    #[arg(long, short)]
+    quiet: bool,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> Result<ExitCode> {
-    Err(Error::new("`ortbench run` is not part of this build"))
+pub fn run(args: Args) -> Result<ExitCode> {
+    let mut progress = progress::for_standard_error(args.quiet);
+    let matrix = match (&args.file, &args.resume) {
+        (None, Some(_)) => None,
+        (file, _) => Some(config::load(file.as_deref().unwrap_or("benchmarks.yaml".as_ref()))?),
+    };
+    let options = Options {
+        worker: Worker::this_program()?,
+        host: &ThisMachine,
+        progress: &mut *progress,
+        interrupt: Interrupt::install()?,
+        byte_order_mark: args.excel,
+    };
+    let report = match (&args.resume, matrix) {
+        (Some(folder), matrix) => orchestrator::resume(folder, matrix.as_ref(), args.retry_failed, options)?,
+        (None, Some(matrix)) => {
+            let matrix = match &args.cell {
+                Some(pattern) => only(matrix, pattern)?,
+                None => matrix,
+            };
+            orchestrator::start(&matrix, &args.results, options)?
+        }
+        (None, None) => return Err(Error::new("there is neither a matrix nor a run to continue")),
+    };
+    print(&report).context("cannot print the comparison")?;
+    Ok(exit_code(&report))
+}
+
+/// How the process ends; `docs/exit-codes.md` lists all codes.
+fn exit_code(report: &Report) -> ExitCode {
+    if report.interrupted {
+        ExitCode::from(INTERRUPTED)
+    } else if report.all_measured() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+fn print(report: &Report) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "\n{}", compare::render(&report.outcomes))?;
+    let unfinished = report.cells - report.outcomes.len();
+    if unfinished > 0 {
+        let folder = report.folder.display();
+        writeln!(out, "{unfinished} of {} cells are not finished: `ortbench run --resume {folder}`", report.cells)?;
+    }
+    writeln!(out, "{}", report.folder.join(folder::SUMMARY).display())?;
+    out.flush()
+}
+
+/// The cells whose id matches.
+fn only(mut matrix: Matrix, pattern: &str) -> Result<Matrix> {
+    let all = matrix.cells.len();
+    matrix.cells.retain(|cell| matches(&cell.id.0, pattern));
+    if matrix.cells.is_empty() {
+        return Err(Error::new(format!("none of the {all} cells has an id that contains `{pattern}`"))
+            .hint("`ortbench plan` lists the ids"));
+    }
+    Ok(matrix)
+}
+
+/// True when the parts between the stars occur in the text, in that order.
+fn matches(text: &str, pattern: &str) -> bool {
+    let mut rest = text;
+    pattern.split('*').all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+struct ThisMachine;
+
+impl Host for ThisMachine {
+    fn library(&self, runtime: &RuntimeRef) -> Result<PathBuf> {
+        Ok(catalog::find(runtime)?.path)
+    }
+
+    fn refuse(&self, _cell: &Cell) -> Option<Refusal> {
+        None
+    }
+
+    fn environment(&self) -> serde_json::Value {
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        json!({ "program": { "version": env!("CARGO_PKG_VERSION"), "profile": profile } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        assert!(matches("tiny-int4-cpu-1a2b", "int4"));
+        assert!(matches("tiny-int4-cpu-1a2b", "tiny*cpu"));
+        assert!(!matches("tiny-int4-cpu-1a2b", "cpu*tiny"));
+        assert!(matches("anything", ""));
+    }
 }

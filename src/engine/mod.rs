@@ -1,6 +1,7 @@
 //! Runs a model: plan, key/value cache, prefill and decode, sampling.
 
 mod decoder;
+pub mod fake;
 mod generate;
 mod model;
 mod plan;

@@ -1,3 +1,9 @@
 //! The one integration binary.
 
+mod support;
+
 mod architecture;
+mod endings;
+mod interruption;
+mod limits;
+mod tables;

@@ -1,0 +1,305 @@
+//! The loop over the jobs of a matrix.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::cell::{Cell, CellId, Status};
+use crate::config::Matrix;
+use crate::error::{Context, Error, Result};
+use crate::orchestrator::child::{self, End, Worker};
+use crate::orchestrator::collect::{Collector, Line};
+use crate::orchestrator::interrupt::Interrupt;
+use crate::orchestrator::progress::Progress;
+use crate::orchestrator::{Host, ceilings, schedule};
+use crate::protocol::{Job, PROTOCOL_VERSION, Work};
+use crate::results::columns::Row;
+use crate::results::folder::{self, RunFolder, write_error};
+use crate::results::journal::{Event, JOURNAL_VERSION, Journal};
+use crate::results::record::{self, Record};
+use crate::results::samples::SamplesFile;
+use crate::results::{JobEnd, JobKey, Outcome, Refusal, SampleRun, summary, time};
+
+/// How a matrix is run.
+pub struct Options<'a> {
+    /// What starts a worker.
+    pub worker: Worker,
+    /// What the machine says.
+    pub host: &'a dyn Host,
+    /// Who is told.
+    pub progress: &'a mut dyn Progress,
+    /// Whether the user wants the end.
+    pub interrupt: Interrupt,
+    /// Tables begin with a byte order mark, for Excel.
+    pub byte_order_mark: bool,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Report {
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// Every cell that ended, in the order of the matrix.
+    pub outcomes: Vec<Outcome>,
+    /// Cells of the matrix.
+    pub cells: usize,
+    /// True when the user ended it.
+    pub interrupted: bool,
+}
+
+impl Report {
+    /// True when every cell has all its figures.
+    pub fn all_measured(&self) -> bool {
+        self.outcomes.len() == self.cells && self.outcomes.iter().all(|outcome| outcome.status == Status::Measured)
+    }
+}
+
+/// Runs a matrix in a new folder below `results`.
+///
+/// # Errors
+/// A folder that cannot be written, now or later; what was finished stays and can be resumed.
+pub fn start(matrix: &Matrix, results: &Path, options: Options) -> Result<Report> {
+    let matrix_hash = record::matrix_hash(&matrix.cells)?;
+    let folder = RunFolder::create(results, &matrix.name)?;
+    let refused = refusals(&matrix.cells, options.host);
+    let environment = options.host.environment();
+    folder.replace(folder::MATRIX, matrix.text.as_bytes())?;
+    let samples = SamplesFile::create(&folder.file(folder::SAMPLES), &folder.run_id(), options.byte_order_mark)?;
+    let journal = Journal::create(&folder.file(folder::JOURNAL))?;
+    let mut runner = Runner::new(folder, journal, samples, Record::default(), options);
+    let event = Event::Started {
+        version: JOURNAL_VERSION,
+        time: now(),
+        name: matrix.name.clone(),
+        matrix_hash,
+        cells: matrix.cells.clone(),
+        refused,
+        environment,
+    };
+    runner.happened(event, Vec::new())?;
+    runner.run()
+}
+
+/// Continues the run in `path`. With a matrix, it must be the one that the run was started with. With `retry_failed`,
+/// what ended without a measurement is done again.
+///
+/// # Errors
+/// As [`start`], and a folder that is no run's or another matrix's.
+pub fn resume(path: &Path, matrix: Option<&Matrix>, retry_failed: bool, options: Options) -> Result<Report> {
+    let folder = RunFolder::open(path)?;
+    let (record, journal_length) = Record::load(path)?;
+    if let Some(matrix) = matrix
+        && record::matrix_hash(&matrix.cells)? != record.matrix_hash
+    {
+        return Err(Error::new(format!("`{}` was started with another matrix", path.display()))
+            .hint("leave the file out to continue as it was started, or start a new run"));
+    }
+    let samples_path = folder.file(folder::SAMPLES);
+    let samples = match record.samples_length {
+        Some(length) => SamplesFile::open(&samples_path, &folder.run_id(), length)?,
+        None => {
+            // Nothing was measured yet, and the header itself may be torn.
+            match std::fs::remove_file(&samples_path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(write_error(&samples_path, "cannot make anew", error));
+                }
+                _ => SamplesFile::create(&samples_path, &folder.run_id(), options.byte_order_mark)?,
+            }
+        }
+    };
+    let journal = Journal::open(&folder.file(folder::JOURNAL), journal_length)?;
+    let refused = refusals_of_unfinished(&record, retry_failed, options.host);
+    let environment = options.host.environment();
+    let mut runner = Runner::new(folder, journal, samples, record, options);
+    runner.happened(Event::Resumed { time: now(), refused, retry_failed, environment }, Vec::new())?;
+    runner.run()
+}
+
+struct Runner<'a> {
+    folder: RunFolder,
+    run_id: String,
+    journal: Journal,
+    samples: SamplesFile,
+    record: Record,
+    outcomes: BTreeMap<CellId, Outcome>,
+    options: Options<'a>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(folder: RunFolder, journal: Journal, samples: SamplesFile, record: Record, options: Options<'a>) -> Self {
+        let run_id = folder.run_id();
+        Self { folder, run_id, journal, samples, record, outcomes: BTreeMap::new(), options }
+    }
+
+    fn run(mut self) -> Result<Report> {
+        for cell in self.record.cells.clone() {
+            self.settle(&cell);
+        }
+        self.write_summary()?;
+        self.write_environment()?;
+        self.measure_ceilings()?;
+        let mut jobs = schedule::order(&self.record.cells);
+        jobs.retain(|job| self.record.is_due(job));
+        self.options.progress.started(jobs.len());
+        for job in &jobs {
+            if self.options.interrupt.requested() {
+                break;
+            }
+            self.run_job(job)?;
+        }
+        self.options.progress.finished();
+        let interrupted = self.options.interrupt.requested();
+        let end = if interrupted { Event::Interrupted { time: now() } } else { Event::Finished { time: now() } };
+        self.happened(end, Vec::new())?;
+        Ok(Report {
+            folder: self.folder.path().to_owned(),
+            cells: self.record.cells.len(),
+            outcomes: self.record.cells.iter().filter_map(|cell| self.outcomes.remove(&cell.id)).collect(),
+            interrupted,
+        })
+    }
+
+    /// Puts an event on disk and then into the record.
+    fn happened(&mut self, event: Event, samples: Vec<SampleRun>) -> Result<()> {
+        self.journal.append(&event)?;
+        self.record.apply(event, samples);
+        Ok(())
+    }
+
+    fn run_job(&mut self, job: &JobKey) -> Result<()> {
+        let cell = self.record.cell(&job.cell).cloned();
+        let cell = cell.ok_or_else(|| Error::new(format!("the matrix has no cell `{}`", job.cell)))?;
+        if self.record.is_due(job) {
+            if !self.measure(job, &cell)? {
+                return Ok(());
+            }
+        } else {
+            self.options.progress.job_ended(job, None);
+        }
+        if !self.outcomes.contains_key(&cell.id) && self.settle(&cell) {
+            self.write_summary()?;
+            let (ended, cells) = (self.outcomes.len(), self.record.cells.len());
+            self.options.progress.cell_ended(&self.outcomes[&cell.id], ended, cells);
+        }
+        Ok(())
+    }
+
+    /// Runs the job's process and writes down how it ended; `false` when the user ended it.
+    fn measure(&mut self, job: &JobKey, cell: &Cell) -> Result<bool> {
+        let started = now();
+        self.happened(Event::JobStarted { job: job.clone(), time: started.clone() }, Vec::new())?;
+        self.options.progress.job_started(job);
+        let (mut end, samples) = match self.options.host.library(&cell.backend.runtime) {
+            Ok(library) => match self.execute(job, cell, library)? {
+                Some(end) => end,
+                None => return Ok(false),
+            },
+            Err(error) => {
+                let hint = error.find_hint().map(str::to_owned);
+                (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Vec::new())
+            }
+        };
+        end.started = started;
+        self.options.progress.job_ended(job, Some(&end));
+        self.samples.append(job, &samples)?;
+        let samples_length = self.samples.length();
+        self.happened(Event::JobEnded { job: job.clone(), end: Box::new(end), samples_length }, samples)?;
+        Ok(true)
+    }
+
+    /// The job's process, from start to end; `None` when the user ended it.
+    fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Vec<SampleRun>)>> {
+        let work = Work::Measure { cell: Box::new(cell.clone()), category: job.category, process: job.process };
+        let order = Job { protocol: PROTOCOL_VERSION, library, work };
+        let log_path = self.folder.log(job);
+        let mut log = child::open_log(&log_path)?;
+        let mut collector = Collector::default();
+        let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
+            .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
+        let progress = &mut *self.options.progress;
+        let mut on_line = |line: &[u8]| match collector.line(line) {
+            Line::Message => {}
+            Line::Phase(name, done) => progress.phase(job, &name, done),
+            // A log that cannot be written loses a line that no one asked for.
+            Line::Noise => drop(log.write_all(line)),
+        };
+        let ended =
+            child::run(&self.options.worker, &order, &log_path, timeout, &self.options.interrupt, &mut on_line)?;
+        Ok((ended.end != End::Interrupted).then(|| collector.finish(cell, job.category, &ended, &log_path)))
+    }
+
+    /// Makes the row of a cell of which no job is due.
+    fn settle(&mut self, cell: &Cell) -> bool {
+        let outcome = self.record.outcome(cell);
+        outcome.map(|outcome| self.outcomes.insert(cell.id.clone(), outcome)).is_some()
+    }
+
+    fn measure_ceilings(&mut self) -> Result<()> {
+        for threads in self.record.ceilings_due() {
+            if self.options.interrupt.requested() {
+                return Ok(());
+            }
+            let (values, problem) = match ceilings::library(&self.record.cells, self.options.host) {
+                Some(library) => {
+                    let log = self.folder.ceilings_log(threads);
+                    ceilings::measure(&self.options.worker, library, threads, &log, &self.options.interrupt)?
+                }
+                None => (BTreeMap::new(), Some("no runtime was found".to_owned())),
+            };
+            if self.options.interrupt.requested() {
+                return Ok(());
+            }
+            if let Some(problem) = &problem {
+                let note = format!("warning: utilisation is not complete with {threads} threads: {problem}");
+                self.options.progress.note(&note);
+            }
+            self.happened(Event::Ceilings { threads, values, problem }, Vec::new())?;
+            self.write_environment()?;
+        }
+        Ok(())
+    }
+
+    fn write_summary(&self) -> Result<()> {
+        let ended = self.record.cells.iter().filter_map(|cell| self.outcomes.get(&cell.id));
+        let rows = ended.map(|outcome| Row { run_id: &self.run_id, outcome });
+        self.folder.replace(folder::SUMMARY, &summary::render(rows, self.options.byte_order_mark)?)
+    }
+
+    fn write_environment(&self) -> Result<()> {
+        let text = serde_json::to_vec_pretty(&self.record.environment()).context("cannot express the environment")?;
+        self.folder.replace(folder::ENVIRONMENT, &text)
+    }
+}
+
+fn refusals(cells: &[Cell], host: &dyn Host) -> BTreeMap<CellId, Refusal> {
+    cells.iter().filter_map(|cell| Some((cell.id.clone(), refuse(cell, host)?))).collect()
+}
+
+/// The machine is asked about every cell that is still to be done: its runtime may have gone or come. What was refused
+/// before stays so unless what failed is to be tried again.
+fn refusals_of_unfinished(record: &Record, retry_failed: bool, host: &dyn Host) -> BTreeMap<CellId, Refusal> {
+    let mut refused = if retry_failed { BTreeMap::new() } else { record.refused().clone() };
+    for cell in &record.cells {
+        let due = match record.outcome(cell) {
+            Some(outcome) => retry_failed && outcome.status != Status::Measured,
+            None => true,
+        };
+        if due {
+            refused.extend(refuse(cell, host).map(|refusal| (cell.id.clone(), refusal)));
+        }
+    }
+    refused
+}
+
+fn refuse(cell: &Cell, host: &dyn Host) -> Option<Refusal> {
+    if let Err(error) = host.library(&cell.backend.runtime) {
+        let hint = error.find_hint().map(str::to_owned);
+        return Some(Refusal { status: Status::Unsupported, reason: error.chain(), hint });
+    }
+    host.refuse(cell)
+}
+
+fn now() -> String {
+    time::iso(SystemTime::now())
+}

@@ -1,0 +1,166 @@
+//! Identity and settings: the columns that every row fills.
+
+use super::{Column, Group, Kind, Row, SCHEMA_VERSION, Source, unit_of};
+use crate::cell::{Category, PromptSource};
+use crate::results::Value;
+
+pub(super) fn columns() -> Vec<Column> {
+    let mut columns = identity();
+    columns.extend(settings());
+    columns
+}
+
+fn identity() -> Vec<Column> {
+    let column = |name, kind, description, get| column(Group::Identity, name, kind, description, get);
+    vec![
+        column("schema_version", Kind::Integer, "Version of this table's columns.", |_| Some(SCHEMA_VERSION.into())),
+        column("run_id", Kind::Text, "The run: the name of its folder.", |row| Some(row.run_id.into())),
+        column(
+            "cell_id",
+            Kind::Text,
+            "The cell: readable axes and a short hash of all of them; the same axes have the same id in every run.",
+            |row| Some(row.outcome.cell.id.0.as_str().into()),
+        ),
+        column(
+            "status",
+            Kind::Text,
+            "`measured`, `unsupported`, `invalid`, `timed_out`, `out_of_memory` or `failed`: the worst outcome of the categories.",
+            |row| Some(row.outcome.status.name().into()),
+        ),
+        column("reason", Kind::Text, "Why the cell is not `measured`, with the category concerned.", |row| {
+            row.outcome.reason.as_deref().map(Value::from)
+        }),
+        column("hint", Kind::Text, "What can be done about it.", |row| row.outcome.hint.as_deref().map(Value::from)),
+        column("warnings", Kind::Text, "What the reader of the row should know, separated by ` | `.", warnings),
+        column("started_at", Kind::Time, "When the cell's first process started; empty when none did.", |row| {
+            text(&row.outcome.started)
+        }),
+        column(
+            "wall_seconds",
+            Kind::Float,
+            "Time of all the cell's processes, starting and warming up included.",
+            |row| (row.outcome.seconds > 0.0).then_some(Value::Float(row.outcome.seconds)),
+        ),
+    ]
+}
+
+fn settings() -> Vec<Column> {
+    let column = |name, kind, description, get| column(Group::Axes, name, kind, description, get);
+    vec![
+        column("model", Kind::Text, "The model's name in the matrix.", |row| {
+            Some(row.outcome.cell.model.name.as_str().into())
+        }),
+        column("package", Kind::Text, "The model package's folder.", |row| {
+            Some(row.outcome.cell.model.package.display().to_string().into())
+        }),
+        column("backend", Kind::Text, "The backend's name in the matrix.", |row| {
+            Some(row.outcome.cell.backend.name.as_str().into())
+        }),
+        column("runtime", Kind::Text, "The build of ONNX Runtime: an installed one's name, or a path.", |row| {
+            Some(row.outcome.cell.backend.runtime.to_string().into())
+        }),
+        column("provider", Kind::Text, "The execution provider asked for.", |row| {
+            Some(row.outcome.cell.backend.provider.name().into())
+        }),
+        column(
+            "provider_options",
+            Kind::Text,
+            "The provider's options as `key=value`, separated by `;`.",
+            provider_options,
+        ),
+        column("precision", Kind::Text, "What the weights of the matrix products are stored in.", |row| {
+            Some(row.outcome.cell.precision.name().into())
+        }),
+        column(
+            "flavour",
+            Kind::Text,
+            "The graph's operators: `fused` (contrib operators) or `plain` (standard operators alone).",
+            |row| Some(row.outcome.cell.flavour.name().into()),
+        ),
+        column("threads", Kind::Integer, "Threads of one operator (intra-op).", |row| {
+            Some(row.outcome.cell.threads.into())
+        }),
+        column("batch", Kind::Integer, "Sequences in one batch.", |row| Some(row.outcome.cell.workload.batch.into())),
+        column("prompt_tokens", Kind::Integer, "Tokens of each prompt, exactly.", |row| {
+            Some(row.outcome.cell.workload.prompt_tokens.into())
+        }),
+        column("generate_tokens", Kind::Integer, "Tokens generated after each prompt, exactly.", |row| {
+            Some(row.outcome.cell.workload.generate_tokens.into())
+        }),
+        column(
+            "prompt_source",
+            Kind::Text,
+            "`random_tokens seed=N`, or the text file that was tokenized.",
+            prompt_source,
+        ),
+        column("categories_requested", Kind::Text, "Categories asked for, separated by a space.", |row| {
+            names(&row.outcome.cell.categories)
+        }),
+        column("categories_measured", Kind::Text, "Categories that were measured whole.", |row| {
+            names(&row.outcome.measured)
+        }),
+        column("warmup", Kind::Integer, "Unmeasured runs asked for before the first measured one.", |row| {
+            Some(row.outcome.cell.measurement.warmup.into())
+        }),
+        column("repetitions", Kind::Integer, "Measured runs asked for, at least.", |row| {
+            Some(row.outcome.cell.measurement.repetitions.into())
+        }),
+        column("min_seconds", Kind::Float, "Measured seconds asked for, at least.", |row| {
+            Some(row.outcome.cell.measurement.min_seconds.into())
+        }),
+        column("processes", Kind::Integer, "Fresh processes over which memory was measured.", |row| {
+            Some(row.outcome.cell.measurement.processes.into())
+        }),
+        column("timeout_seconds", Kind::Float, "Longest time that one process was given.", |row| {
+            Some(row.outcome.cell.measurement.timeout_seconds.into())
+        }),
+        column("profile", Kind::Text, "`quick` for the shortened measurement, else `full`.", |row| {
+            Some(if row.outcome.cell.measurement.quick { "quick" } else { "full" }.into())
+        }),
+        column(
+            "strict_placement",
+            Kind::Bool,
+            "True when a node on another provider makes the cell `unsupported`.",
+            |row| Some(row.outcome.cell.strict_placement.into()),
+        ),
+    ]
+}
+
+fn column(group: Group, name: &str, kind: Kind, description: &str, get: fn(&Row) -> Option<Value>) -> Column {
+    Column {
+        name: name.to_owned(),
+        unit: unit_of(&format!("_{name}")),
+        kind,
+        group,
+        category: None,
+        description: description.to_owned(),
+        source: Source::Row(get),
+    }
+}
+
+fn text(text: &str) -> Option<Value> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn warnings(row: &Row) -> Option<Value> {
+    let mut warnings = row.outcome.warnings.clone();
+    warnings.extend(super::remarks(row.outcome));
+    text(&warnings.join(" | "))
+}
+
+fn provider_options(row: &Row) -> Option<Value> {
+    let options: Vec<_> =
+        row.outcome.cell.backend.options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    text(&options.join(";"))
+}
+
+fn prompt_source(row: &Row) -> Option<Value> {
+    Some(match &row.outcome.cell.workload.prompt {
+        PromptSource::RandomTokens { seed } => format!("random_tokens seed={seed}").into(),
+        PromptSource::TextFile { path } => path.display().to_string().into(),
+    })
+}
+
+fn names(categories: &[Category]) -> Option<Value> {
+    text(&categories.iter().map(|category| category.name()).collect::<Vec<_>>().join(" "))
+}

@@ -1,0 +1,90 @@
+//! Utilisation: how near a figure is to what the machine can do at most.
+//!
+//! MBU = bytes that a step must read ÷ time per output token ÷ measured memory bandwidth. MFU = floating-point
+//! operations ÷ time ÷ measured rate at the cell's precision, forward pass only. Both are relative to ceilings of the
+//! processor, so they are empty for providers that compute elsewhere.
+
+use super::{Column, Group, Kind, Row, Source};
+use crate::cell::{Category, Precision};
+use crate::results::validate::weights_in_host_memory;
+use crate::results::{Outcome, Value};
+
+pub(super) fn columns() -> Vec<Column> {
+    vec![
+        column(
+            "decode_mbu_ratio",
+            "Model-bandwidth utilisation of decode: `decode_bytes_per_step` ÷ `tpot_median_seconds` ÷ `ceiling_memory_bandwidth_bytes_per_second`. Above 1 the weights came from the processor's caches.",
+            |row| decode_mbu(row.outcome).map(Value::Float),
+        ),
+        column(
+            "decode_mfu_ratio",
+            "Model-FLOP utilisation of decode: `decode_flops_per_step` ÷ `tpot_median_seconds` ÷ the FLOP ceiling of the cell's precision.",
+            |row| decode_mfu(row.outcome).map(Value::Float),
+        ),
+        column(
+            "prefill_mfu_ratio",
+            "Model-FLOP utilisation of prefill: `prefill_flops` ÷ `prefill_median_seconds` ÷ the FLOP ceiling of the cell's precision.",
+            |row| prefill_mfu(row.outcome).map(Value::Float),
+        ),
+    ]
+}
+
+/// What the derived figures tell about the row.
+pub fn remarks(outcome: &Outcome) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if decode_mbu(outcome).is_some_and(|mbu| mbu > 1.0) {
+        remarks.push("decode_mbu_ratio is above 1: the weights fit the processor's caches".to_owned());
+    }
+    for (name, value) in [("decode_mfu_ratio", decode_mfu(outcome)), ("prefill_mfu_ratio", prefill_mfu(outcome))] {
+        if value.is_some_and(|mfu| mfu > 1.0) {
+            remarks.push(format!("{name} is above 1: the ceiling was measured too low"));
+        }
+    }
+    remarks
+}
+
+fn decode_mbu(outcome: &Outcome) -> Option<f64> {
+    let bytes = outcome.number("decode_bytes_per_step")?;
+    Some(bytes / median(outcome, "tpot_seconds")? / ceiling(outcome, "ceiling_memory_bandwidth_bytes_per_second")?)
+}
+
+fn decode_mfu(outcome: &Outcome) -> Option<f64> {
+    Some(outcome.number("decode_flops_per_step")? / median(outcome, "tpot_seconds")? / flops_ceiling(outcome)?)
+}
+
+fn prefill_mfu(outcome: &Outcome) -> Option<f64> {
+    Some(outcome.number("prefill_flops")? / median(outcome, "prefill_seconds")? / flops_ceiling(outcome)?)
+}
+
+fn flops_ceiling(outcome: &Outcome) -> Option<f64> {
+    let name = match outcome.cell.precision {
+        Precision::Fp32 => "ceiling_fp32_flops_per_second",
+        Precision::Fp16 => "ceiling_fp16_flops_per_second",
+        Precision::Int8 => "ceiling_int8_flops_per_second",
+        Precision::Int4 => "ceiling_int4_flops_per_second",
+    };
+    ceiling(outcome, name)
+}
+
+fn ceiling(outcome: &Outcome, name: &str) -> Option<f64> {
+    if !weights_in_host_memory(&outcome.cell) {
+        return None;
+    }
+    outcome.ceilings.get(name).copied().filter(|value| *value > 0.0)
+}
+
+fn median(outcome: &Outcome, series: &str) -> Option<f64> {
+    outcome.summaries.get(series).map(|summary| summary.median)
+}
+
+fn column(name: &str, description: &str, get: fn(&Row) -> Option<Value>) -> Column {
+    Column {
+        name: name.to_owned(),
+        unit: "ratio",
+        kind: Kind::Float,
+        group: Group::Derived,
+        category: Some(Category::Speed),
+        description: description.to_owned(),
+        source: Source::Row(get),
+    }
+}
