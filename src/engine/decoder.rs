@@ -223,12 +223,9 @@ impl Decoder {
             let dims = |columns| [batch, layer.heads, columns, layer.width];
             match layer.back {
                 None => {
-                    // Shapes never change: bound once, at the first run.
-                    if past == 0 {
-                        let shape = dims(self.capacity);
-                        bindings.bind_input(&layer.past.name, layer.front, layer.past.dtype, &shape)?;
-                        bindings.bind_output(&layer.present.name, layer.front, layer.present.dtype, &shape)?;
-                    }
+                    let shape = dims(self.capacity);
+                    bindings.bind_input(&layer.past.name, layer.front, layer.past.dtype, &shape)?;
+                    bindings.bind_output(&layer.present.name, layer.front, layer.present.dtype, &shape)?;
                 }
                 Some(back) => {
                     bindings.bind_input(&layer.past.name, layer.front, layer.past.dtype, &dims(past))?;
