@@ -101,8 +101,10 @@ def _embed_dequantized(graph: Graph, name: str, ids: str, matrix: Matrix, scheme
     codes = graph.node("Gather", f"{name}/Gather", [tensors[0], ids], axis=0)
     if scheme.bits == 4:
         last = graph.constant([-1])
-        low = graph.node("BitwiseAnd", f"{name}/low/BitwiseAnd", [codes, graph.constant(15, np.uint8)])
-        high = graph.node("BitShift", f"{name}/high/BitShift", [codes, graph.constant(4, np.uint8)], direction="RIGHT")
+        codes = graph.node("Cast", f"{name}/codes/Cast_int", [codes], to=TensorProto.INT32)
+        sixteen = graph.constant(16, np.int32)
+        low = graph.node("Mod", f"{name}/low/Mod", [codes, sixteen])
+        high = graph.node("Div", f"{name}/high/Div", [codes, sixteen])
         low = graph.node("Unsqueeze", f"{name}/low/Unsqueeze", [low, last])
         high = graph.node("Unsqueeze", f"{name}/high/Unsqueeze", [high, last])
         codes = graph.node("Concat", f"{name}/codes/Concat", [low, high], axis=-1)

@@ -1,5 +1,6 @@
 """Matrix products with weights: x `[..., columns]` → `[..., rows]`."""
 
+import numpy as np
 from onnx import TensorProto
 
 from ortbench_export.errors import ExportError
@@ -58,15 +59,19 @@ def _dequantized_linear(graph: Graph, name: str, x: str, matrix: Matrix, scheme:
             "choose another `--block-size`, `--flavour fused`, or `--precision fp16`",
         )
     dtype = graph.options.dtype
+    integers = TensorProto.INT4 if scheme.bits == 4 else TensorProto.INT8
+    blocks_shape = (matrix.columns // scheme.block_size, matrix.rows)
     codes, scales = graph.weights(Production(
-        (StoredTensor(tensor_name(name, f"weight_q{scheme.bits}"),
-                      TensorProto.INT4 if scheme.bits == 4 else TensorProto.INT8, (matrix.columns, matrix.rows)),
-         StoredTensor(tensor_name(name, "scales"), ONNX_TYPES[dtype],
-                      (matrix.columns // scheme.block_size, matrix.rows))),
+        (StoredTensor(tensor_name(name, f"weight_q{scheme.bits}"), integers, (matrix.columns, matrix.rows)),
+         StoredTensor(tensor_name(name, "scales"), ONNX_TYPES[dtype], blocks_shape)),
         lambda: graph.source.quantized(matrix, scheme, dtype, transposed=True),
     ))
-    weight = graph.node("DequantizeLinear", f"{name}/DequantizeLinear", [codes, scales], axis=0,
-                        block_size=scheme.block_size)
+    inputs = [codes, scales]
+    if scheme.bits == 4:
+        # Zero is the default, but OpenVINO's rendering gives wrong numbers for 4 bits when it is left out.
+        zeros = StoredTensor(tensor_name(name, "zero_points"), integers, blocks_shape)
+        inputs += graph.weights(Production((zeros,), lambda: iter([np.zeros(zeros.nbytes, np.uint8)])))
+    weight = graph.node("DequantizeLinear", f"{name}/DequantizeLinear", inputs, axis=0, block_size=scheme.block_size)
     return graph.node("MatMul", f"{name}/MatMul", [x, weight])
 
 
