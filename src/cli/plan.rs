@@ -103,8 +103,7 @@ fn as_json(matrix: &Matrix, planned: &[Planned]) -> Result<String> {
             })
         })
         .collect();
-    let excluded: Vec<_> =
-        matrix.excluded.iter().map(|cell| json!({"id": cell.id, "reason": cell.reason})).collect();
+    let excluded: Vec<_> = matrix.excluded.iter().map(|cell| json!({"id": cell.id, "reason": cell.reason})).collect();
     serde_json::to_string_pretty(&json!({"name": matrix.name, "cells": cells, "excluded": excluded}))
         .context("cannot print the plan")
 }

@@ -12,8 +12,8 @@ use crate::error::{Context, Error, Result};
 use crate::orchestrator::child::Worker;
 use crate::orchestrator::interrupt::{INTERRUPTED, Interrupt};
 use crate::orchestrator::{self, Host, Options, Report, progress};
-use crate::results::{Refusal, compare, folder};
 use crate::probe;
+use crate::results::{Refusal, compare, folder};
 use crate::runtime::catalog;
 
 /// The options of `ortbench run`.

@@ -6,4 +6,6 @@ pub mod memory;
 pub mod sampler;
 
 /// TEMPORARY
-pub fn memory_limit_bytes() -> Option<u64> { None }
+pub fn memory_limit_bytes() -> Option<u64> {
+    None
+}

@@ -23,6 +23,14 @@ pub struct Library {
 pub fn find(runtime: &RuntimeRef) -> Result<Library> {
     match runtime {
         RuntimeRef::Path(p) => Ok(Library { name: p.display().to_string(), path: p.clone(), version: None }),
-        RuntimeRef::Installed(name) => Ok(Library { name: name.clone(), version: None, path: if name == "cpu" { "/tmp/rt/cpu/libonnxruntime.so.1.31.1".into() } else { "/tmp/rt/openvino/onnxruntime/capi/libonnxruntime.so.1.24.1".into() } }),
+        RuntimeRef::Installed(name) => Ok(Library {
+            name: name.clone(),
+            version: None,
+            path: if name == "cpu" {
+                "/tmp/rt/cpu/libonnxruntime.so.1.31.1".into()
+            } else {
+                "/tmp/rt/openvino/onnxruntime/capi/libonnxruntime.so.1.24.1".into()
+            },
+        }),
     }
 }
