@@ -134,7 +134,9 @@ impl<'a> Runner<'a> {
 
     fn run(mut self) -> Result<Report> {
         for cell in self.record.cells.clone() {
-            self.settle(&cell);
+            if self.settle(&cell) && self.record.refused().contains_key(&cell.id) {
+                self.tell_of(&cell.id);
+            }
         }
         self.write_summary()?;
         self.write_environment()?;
@@ -149,7 +151,8 @@ impl<'a> Runner<'a> {
             self.run_job(job)?;
         }
         self.options.progress.finished();
-        let interrupted = self.options.interrupt.requested();
+        // Who asks for the end when nothing is left gets it without loss.
+        let interrupted = self.options.interrupt.requested() && self.outcomes.len() < self.record.cells.len();
         let end = if interrupted { Event::Interrupted { time: now() } } else { Event::Finished { time: now() } };
         self.happened(end, Vec::new())?;
         Ok(Report {
@@ -179,8 +182,7 @@ impl<'a> Runner<'a> {
         }
         if !self.outcomes.contains_key(&cell.id) && self.settle(&cell) {
             self.write_summary()?;
-            let (ended, cells) = (self.outcomes.len(), self.record.cells.len());
-            self.options.progress.cell_ended(&self.outcomes[&cell.id], ended, cells);
+            self.tell_of(&cell.id);
         }
         Ok(())
     }
@@ -233,6 +235,13 @@ impl<'a> Runner<'a> {
     fn settle(&mut self, cell: &Cell) -> bool {
         let outcome = self.record.outcome(cell);
         outcome.map(|outcome| self.outcomes.insert(cell.id.clone(), outcome)).is_some()
+    }
+
+    fn tell_of(&mut self, cell: &CellId) {
+        let (ended, cells) = (self.outcomes.len(), self.record.cells.len());
+        if let Some(outcome) = self.outcomes.get(cell) {
+            self.options.progress.cell_ended(outcome, ended, cells);
+        }
     }
 
     fn measure_ceilings(&mut self) -> Result<()> {
@@ -293,11 +302,11 @@ fn refusals_of_unfinished(record: &Record, retry_failed: bool, host: &dyn Host) 
 }
 
 fn refuse(cell: &Cell, host: &dyn Host) -> Option<Refusal> {
-    if let Err(error) = host.library(&cell.backend.runtime) {
+    host.refuse(cell).or_else(|| {
+        let error = host.library(&cell.backend.runtime).err()?;
         let hint = error.find_hint().map(str::to_owned);
-        return Some(Refusal { status: Status::Unsupported, reason: error.chain(), hint });
-    }
-    host.refuse(cell)
+        Some(Refusal { status: Status::Unsupported, reason: error.chain(), hint })
+    })
 }
 
 fn now() -> String {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::cell::{Cell, Status};
+use crate::cell::{Cell, Flavour, Status};
 use crate::metrics::{self, Better, Series};
 use crate::results::Outcome;
 use crate::results::table::{Table, wrap};
@@ -37,13 +37,7 @@ pub fn same_configuration(a: &Cell, b: &Cell) -> bool {
 
 /// The whole table, ending in a newline.
 pub fn render(outcomes: &[Outcome]) -> String {
-    let mut groups: Vec<Vec<&Outcome>> = Vec::new();
-    for outcome in outcomes {
-        match groups.iter_mut().find(|group| same_configuration(&group[0].cell, &outcome.cell)) {
-            Some(group) => group.push(outcome),
-            None => groups.push(vec![outcome]),
-        }
-    }
+    let groups = groups(outcomes);
     let mut text = String::new();
     for group in &groups {
         write_group(&mut text, group);
@@ -57,48 +51,114 @@ pub fn render(outcomes: &[Outcome]) -> String {
     text
 }
 
+/// The arms of each comparison. Where every flavour was asked of the same backends, each flavour is a comparison of its
+/// own; where a backend has only one flavour (no other runs on it), flavours stand side by side.
+fn groups(outcomes: &[Outcome]) -> Vec<Vec<&Outcome>> {
+    let mut groups: Vec<Vec<&Outcome>> = Vec::new();
+    for outcome in outcomes {
+        match groups.iter_mut().find(|group| same_configuration(&group[0].cell, &outcome.cell)) {
+            Some(group) => group.push(outcome),
+            None => groups.push(vec![outcome]),
+        }
+    }
+    groups.into_iter().flat_map(by_flavour).collect()
+}
+
+fn by_flavour(group: Vec<&Outcome>) -> Vec<Vec<&Outcome>> {
+    let of = |flavour: Flavour| group.iter().copied().filter(move |outcome| outcome.cell.flavour == flavour);
+    let backends = |flavour| of(flavour).map(|outcome| &outcome.cell.backend).collect::<Vec<_>>();
+    let mut flavours = Flavour::ALL.iter().copied().filter(|flavour| of(*flavour).next().is_some());
+    let first = flavours.next().map(backends).unwrap_or_default();
+    if first.len() > 1 && flavours.all(|flavour| backends(flavour) == first) {
+        return Flavour::ALL
+            .iter()
+            .map(|flavour| of(*flavour).collect())
+            .filter(|arms: &Vec<_>| !arms.is_empty())
+            .collect();
+    }
+    vec![group]
+}
+
 fn write_group(text: &mut String, group: &[&Outcome]) {
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "{}\n", heading(&group[0].cell));
-    let arms: Vec<&&Outcome> = group.iter().filter(|outcome| !outcome.measured.is_empty()).collect();
+    let _ = writeln!(text, "{}\n", heading(group));
+    let arms: Vec<&Outcome> = group.iter().copied().filter(|outcome| !outcome.measured.is_empty()).collect();
     if let Some((first, others)) = arms.split_first() {
-        let mut header = vec![String::new(), label(first, group)];
-        for other in others {
-            header.push(label(other, group));
-            header.push(format!("against {}", label(first, group)));
-        }
-        let mut table = Table::new(header);
-        for (name, words) in SHOWN {
-            let Some(series) = metrics::find_series(name) else { continue };
-            if arms.iter().all(|arm| arm.summary(series).is_none()) {
-                continue;
-            }
-            let mut row = vec![words.to_owned(), value(series, first.summary(series))];
-            for other in others {
-                row.push(value(series, other.summary(series)));
-                row.push(ratio(series, other, first));
-            }
-            table.row(row);
-        }
+        let table = if others.len() > 1 { stacked(first, others, group) } else { side_by_side(first, others, group) };
         let _ = writeln!(text, "{table}");
     }
-    for outcome in group.iter().filter(|outcome| outcome.status != Status::Measured) {
-        let reason = outcome.reason.as_deref().unwrap_or("no reason was given");
-        let _ = writeln!(text, "{}", wrap(&format!("{}: {}: {reason}", label(outcome, group), outcome.status), WIDTH));
-        if let Some(hint) = &outcome.hint {
-            let _ = writeln!(text, "{}", wrap(&format!("  hint: {hint}"), WIDTH));
+    let mut remarks = String::new();
+    for outcome in group {
+        let name = label(outcome, group);
+        if outcome.status != Status::Measured {
+            let reason = outcome.reason.as_deref().unwrap_or("no reason was given");
+            let _ = writeln!(remarks, "{}", wrap(&format!("{name}: {}: {reason}", outcome.status), WIDTH));
+            if let Some(hint) = &outcome.hint {
+                let _ = writeln!(remarks, "{}", wrap(&format!("  hint: {hint}"), WIDTH));
+            }
         }
-        text.push('\n');
+        for warning in outcome.all_warnings() {
+            let _ = writeln!(remarks, "{}", wrap(&format!("{name}: note: {warning}"), WIDTH));
+        }
+    }
+    if !remarks.is_empty() {
+        let _ = writeln!(text, "{remarks}");
     }
 }
 
-fn heading(cell: &Cell) -> String {
+/// The ratio in a column of its own.
+fn side_by_side(first: &Outcome, others: &[&Outcome], group: &[&Outcome]) -> Table {
+    let mut header = vec![String::new(), label(first, group)];
+    for other in others {
+        header.push(label(other, group));
+        header.push(format!("against {}", label(first, group)));
+    }
+    let mut table = Table::new(header);
+    for (series, words) in shown(first, others) {
+        let mut row = vec![words.to_owned(), value(series, first.summary(series))];
+        for other in others {
+            row.push(value(series, other.summary(series)));
+            row.push(ratio(series, other, first));
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// The ratio below the value, where many arms would make the table too wide.
+fn stacked(first: &Outcome, others: &[&Outcome], group: &[&Outcome]) -> Table {
+    let mut header = vec![String::new(), label(first, group)];
+    header.extend(others.iter().map(|other| label(other, group)));
+    let mut table = Table::new(header);
+    for (series, words) in shown(first, others) {
+        let mut values = vec![words.to_owned(), value(series, first.summary(series))];
+        values.extend(others.iter().map(|other| value(series, other.summary(series))));
+        table.row(values);
+        let mut ratios = vec![format!("  against {}", label(first, group)), String::new()];
+        ratios.extend(others.iter().map(|other| ratio(series, other, first)));
+        table.row(ratios);
+    }
+    table
+}
+
+/// The series of the table that at least one arm has.
+fn shown(first: &Outcome, others: &[&Outcome]) -> Vec<(&'static Series, &'static str)> {
+    let known = SHOWN.iter().filter_map(|(name, words)| Some((metrics::find_series(name)?, *words)));
+    known.filter(|(series, _)| std::iter::once(&first).chain(others).any(|arm| arm.summary(series).is_some())).collect()
+}
+
+fn heading(group: &[&Outcome]) -> String {
+    let cell = &group[0].cell;
     let work = &cell.workload;
     let threads = if cell.threads == 1 { "thread" } else { "threads" };
-    let mut heading = format!(
-        "{} · {} · {} {threads} · batch {} · {} prompt tokens · {} generated",
-        cell.model.name, cell.precision, cell.threads, work.batch, work.prompt_tokens, work.generate_tokens
-    );
+    let mut heading = format!("{} · {}", cell.model.name, cell.precision);
+    if group.iter().all(|outcome| outcome.cell.flavour == cell.flavour) {
+        heading.push_str(&format!(" {}", cell.flavour));
+    }
+    heading.push_str(&format!(
+        " · {} {threads} · batch {} · {} prompt tokens · {} generated",
+        cell.threads, work.batch, work.prompt_tokens, work.generate_tokens
+    ));
     if cell.measurement.quick {
         heading.push_str(" · quick profile");
     }
@@ -170,6 +230,9 @@ mod tests {
                     .collect();
                 let mut end = JobEnd::without_result(Status::Measured, "", None);
                 end.facts = fake::facts(cell);
+                if cell.backend.name == "openvino" {
+                    end.facts.insert("fallback_nodes".into(), 2_u64.into());
+                }
                 (key, JobResult { end, samples })
             })
             .collect();
@@ -182,5 +245,20 @@ mod tests {
         let cells = ["cpu", "openvino"].map(|backend| fake::cell("tiny", backend));
         let outcomes = [outcome(&cells[0], None), outcome(&cells[1], Some(Category::Memory))];
         insta::assert_snapshot!(render(&outcomes));
+    }
+
+    #[test]
+    fn flavours_are_compared_apart_where_every_backend_has_them_and_together_where_not() {
+        let arm = |backend, flavour| {
+            let mut cell = fake::cell("tiny", backend);
+            cell.flavour = flavour;
+            cell.categories = vec![Category::Throughput];
+            outcome(&cell, None)
+        };
+        use Flavour::{Fused, Plain};
+        let crossed = [arm("cpu", Fused), arm("openvino", Fused), arm("cpu", Plain), arm("openvino", Plain)];
+        assert_eq!(groups(&crossed).iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
+        assert_eq!(groups(&crossed[1..]).iter().map(Vec::len).collect::<Vec<_>>(), [3]);
+        insta::assert_snapshot!("three_arms", render(&crossed[1..]));
     }
 }

@@ -22,6 +22,8 @@ pub const ENVIRONMENT: &str = "environment.json";
 pub const MATRIX: &str = "matrix.yaml";
 const LOGS: &str = "logs";
 const LOCK: &str = ".lock";
+/// How the names of files begin that are still being written.
+const UNFINISHED: &str = ".part-";
 
 /// Less room than this is not worth a start: a small run's tables and logs would not fit.
 const LEAST_ROOM_BYTES: u64 = 16 << 20;
@@ -64,7 +66,9 @@ impl RunFolder {
             return Err(Error::new(format!("`{}` is not the folder of a run: it has no {JOURNAL}", path.display())));
         }
         check_room(path)?;
-        Self::prepare(path.to_owned())
+        let folder = Self::prepare(path.to_owned())?;
+        folder.sweep();
+        Ok(folder)
     }
 
     /// The folder.
@@ -100,6 +104,14 @@ impl RunFolder {
     pub fn replace(&self, name: &str, contents: &[u8]) -> Result<()> {
         let path = self.file(name);
         write_whole(&path, contents).map_err(|error| write_error(&path, "cannot write", error))
+    }
+
+    /// Removes what a runner that was killed had not finished writing. What cannot be removed does no harm.
+    fn sweep(&self) {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 
     fn prepare(path: PathBuf) -> Result<Self> {
@@ -162,7 +174,7 @@ fn write_whole(path: &Path, contents: &[u8]) -> io::Result<()> {
     // The temporary file removes itself on every way out but `persist`.
     // Results are for whoever the umask says, while temporary files are for their owner alone unless told otherwise.
     let permissions = fs::Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().prefix(".part-").permissions(permissions).tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(folder)?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
@@ -188,4 +200,45 @@ fn file_name(name: &str) -> String {
     let safe = |c: char| if c.is_alphanumeric() || "-_.+,=@".contains(c) { c } else { '_' };
     let name: String = name.chars().map(safe).take(120).collect();
     if name.trim_matches('.').is_empty() { "run".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_folders_are_safe() {
+        assert_eq!(file_name("a b/../c"), "a_b_.._c");
+        assert_eq!(file_name(".."), "run");
+        assert_eq!(file_name(""), "run");
+    }
+
+    #[test]
+    fn a_folder_is_opened_by_one_and_swept() {
+        let results = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(results.path(), "x").unwrap();
+        let path = folder.path().to_owned();
+        folder.replace(JOURNAL, b"1").unwrap();
+        folder.replace(JOURNAL, b"22").unwrap();
+        assert_eq!(fs::read(path.join(JOURNAL)).unwrap(), b"22");
+        fs::write(path.join(".part-abc"), "half").unwrap();
+        assert!(RunFolder::open(&path).unwrap_err().to_string().contains("another runner"));
+        assert!(path.join(".part-abc").exists(), "it may be the other runner's");
+        drop(folder);
+        RunFolder::open(&path).unwrap();
+        assert!(!path.join(".part-abc").exists());
+    }
+
+    #[test]
+    fn the_newest_run_is_found_among_other_folders() {
+        let results = tempfile::tempdir().unwrap();
+        for name in ["20260101T000000Z-b", "20260102T000000Z-a", "samples", "20270101T000000Z-no-run"] {
+            fs::create_dir(results.path().join(name)).unwrap();
+            if !name.ends_with("no-run") {
+                fs::write(results.path().join(name).join(JOURNAL), "").unwrap();
+            }
+        }
+        assert!(newest(results.path()).unwrap().ends_with("20260102T000000Z-a"));
+        assert!(newest(&results.path().join("samples")).is_err());
+    }
 }

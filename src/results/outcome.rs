@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::metrics::{self, Series};
 use crate::protocol::FactValue;
+use crate::results::columns;
 use crate::stats::Summary;
 
 /// One process's share of a cell: a category, and which of its repeated processes.
@@ -163,6 +164,7 @@ impl Outcome {
         if let Some(conflict) = changed_between_processes(jobs) {
             outcome.status = outcome.status.max(Status::Invalid);
             reasons.push(conflict);
+            outcome.hint = Some("start a new run: a resumed one would mix them".to_owned());
             outcome.discard();
         }
         outcome.reason = (!reasons.is_empty()).then(|| reasons.join("; "));
@@ -174,6 +176,13 @@ impl Outcome {
     /// The summary of a series.
     pub fn summary(&self, series: &Series) -> Option<&Summary> {
         self.summaries.get(series.name)
+    }
+
+    /// What the worker and the figures themselves tell the row's reader.
+    pub fn all_warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings.clone();
+        warnings.extend(columns::remarks(self));
+        warnings
     }
 
     /// A fact that is a number.

@@ -3,6 +3,7 @@
 mod support;
 
 mod architecture;
+mod commands;
 mod endings;
 mod interruption;
 mod limits;

@@ -143,9 +143,7 @@ fn text(text: &str) -> Option<Value> {
 }
 
 fn warnings(row: &Row) -> Option<Value> {
-    let mut warnings = row.outcome.warnings.clone();
-    warnings.extend(super::remarks(row.outcome));
-    text(&warnings.join(" | "))
+    text(&row.outcome.all_warnings().join(" | "))
 }
 
 fn provider_options(row: &Row) -> Option<Value> {

@@ -6,6 +6,7 @@
 
 use super::{Column, Group, Kind, Row, Source};
 use crate::cell::{Category, Precision};
+use crate::protocol::FactValue;
 use crate::results::validate::weights_in_host_memory;
 use crate::results::{Outcome, Value};
 
@@ -29,15 +30,34 @@ pub(super) fn columns() -> Vec<Column> {
     ]
 }
 
-/// What the derived figures tell about the row.
+/// A larger part of outliers than this is worth a word. Of normally distributed samples one in two thousand is one.
+const MANY_OUTLIERS: f64 = 0.1;
+
+/// What the figures themselves tell about the row.
 pub fn remarks(outcome: &Outcome) -> Vec<String> {
     let mut remarks = Vec::new();
+    if let Some(nodes) = outcome.number("fallback_nodes").filter(|nodes| *nodes > 0.0) {
+        let placement = match outcome.facts.get("node_placement") {
+            Some(FactValue::Text(placement)) => format!(": {placement}"),
+            _ => String::new(),
+        };
+        remarks
+            .push(format!("{nodes} nodes ran on another provider than {}{placement}", outcome.cell.backend.provider));
+    }
+    for name in ["ttft_seconds", "tpot_seconds", "batch_seconds"] {
+        if let Some(summary) = outcome.summaries.get(name)
+            && summary.outliers as f64 > MANY_OUTLIERS * summary.n as f64
+        {
+            let (outliers, n) = (summary.outliers, summary.n);
+            remarks.push(format!("{outliers} of {n} samples of {name} are outliers: the machine was not quiet"));
+        }
+    }
     if decode_mbu(outcome).is_some_and(|mbu| mbu > 1.0) {
         remarks.push("decode_mbu_ratio is above 1: the weights fit the processor's caches".to_owned());
     }
     for (name, value) in [("decode_mfu_ratio", decode_mfu(outcome)), ("prefill_mfu_ratio", prefill_mfu(outcome))] {
         if value.is_some_and(|mfu| mfu > 1.0) {
-            remarks.push(format!("{name} is above 1: the ceiling was measured too low"));
+            remarks.push(format!("{name} is above 1: the machine was less quiet when the ceiling was measured"));
         }
     }
     remarks

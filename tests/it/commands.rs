@@ -1,0 +1,88 @@
+//! `ortbench run` and `compare` as they are typed, and the exit codes that docs/exit-codes.md promises.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt;
+use predicates::str::contains;
+
+use crate::support::{only_run, summary};
+
+const MATRIX: &str = "\
+version: 1
+name: nowhere
+models:
+  - name: nothing
+    package: packages/nothing
+backends:
+  - name: cpu
+    runtime: cpu
+    provider: cpu
+matrix:
+  model: nothing
+  backend: cpu
+  precision: fp32
+  flavour: fused
+  threads: 1
+  batch: [1, 2]
+  prompt_tokens: 8
+  generate_tokens: 4
+categories: [speed]
+";
+
+fn ortbench(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ortbench"));
+    command.current_dir(folder);
+    command
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("benchmarks.yaml"), MATRIX).unwrap();
+    folder
+}
+
+#[test]
+fn a_cell_that_cannot_be_measured_is_a_row_and_exit_code_1() {
+    let folder = folder();
+    let assert = ortbench(folder.path()).arg("run").assert().code(1);
+    let output = assert.get_output();
+    let run = only_run(&folder.path().join("results"));
+    let rows = summary(&run);
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[0]["status"], "failed");
+    assert!(rows[0]["reason"].contains("packages/nothing"), "{}", rows[0]["reason"]);
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(stdout.trim_end().ends_with("summary.csv"), "{stdout}");
+    assert_eq!(fs::read_to_string(run.join("matrix.yaml")).unwrap(), MATRIX);
+
+    ortbench(folder.path()).arg("compare").assert().success().stdout(contains("packages/nothing"));
+    ortbench(folder.path()).args(["run", "--resume"]).arg(&run).assert().code(1);
+}
+
+#[test]
+fn part_of_a_matrix_is_run_by_pattern() {
+    let folder = folder();
+    let none = ortbench(folder.path()).args(["run", "--cell", "no-such-cell"]).assert().code(2);
+    none.stderr(contains("none of the 2 cells").and(contains("hint: `ortbench plan`")));
+    assert!(!folder.path().join("results").exists(), "nothing was begun");
+}
+
+#[test]
+fn wrong_input_is_exit_code_2_before_anything_is_written() {
+    let folder = folder();
+    ortbench(folder.path()).args(["run", "absent.yaml"]).assert().code(2).stderr(contains("absent.yaml"));
+    ortbench(folder.path()).args(["run", "--resume", "absent"]).assert().code(2).stderr(contains("absent"));
+    ortbench(folder.path()).args(["run", "--retry-failed"]).assert().code(2);
+    ortbench(folder.path()).args(["compare", "absent"]).assert().code(2).stderr(contains("absent"));
+    assert!(!folder.path().join("results").exists());
+}
+
+#[test]
+fn a_results_folder_that_cannot_be_made_is_exit_code_3() {
+    let folder = folder();
+    fs::write(folder.path().join("results"), "a file").unwrap();
+    let assert = ortbench(folder.path()).arg("run").assert().code(3);
+    assert.stderr(contains("error: cannot make the results folder `results`").and(contains("hint: ")));
+}
