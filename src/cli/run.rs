@@ -4,8 +4,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use serde_json::json;
-
 use crate::cell::{Cell, RuntimeRef};
 use crate::config::{self, Matrix};
 use crate::error::{Context, Error, Result};
@@ -48,9 +46,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (None, Some(_)) => None,
         (file, _) => Some(config::load(file.as_deref().unwrap_or("benchmarks.yaml".as_ref()))?),
     };
+    let host = ThisMachine { results: args.resume.clone().unwrap_or_else(|| args.results.clone()) };
     let options = Options {
         worker: Worker::this_program()?,
-        host: &ThisMachine,
+        host: &host,
         progress: &mut *progress,
         interrupt: Interrupt::install()?,
         byte_order_mark: args.excel,
@@ -116,7 +115,11 @@ fn matches(text: &str, pattern: &str) -> bool {
     })
 }
 
-struct ThisMachine;
+/// What this machine has.
+struct ThisMachine {
+    /// Where results are written.
+    results: PathBuf,
+}
 
 impl Host for ThisMachine {
     fn library(&self, runtime: &RuntimeRef) -> Result<PathBuf> {
@@ -129,8 +132,8 @@ impl Host for ThisMachine {
     }
 
     fn environment(&self) -> serde_json::Value {
-        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-        json!({ "program": { "version": env!("CARGO_PKG_VERSION"), "profile": profile } })
+        // A struct of plain fields: serialization cannot fail.
+        serde_json::to_value(probe::environment(&self.results)).unwrap_or_default()
     }
 }
 

@@ -2,10 +2,17 @@
 
 pub mod ceilings;
 pub mod clock;
+pub mod cpu;
+pub mod disk;
+mod environment;
+pub mod limits;
 pub mod memory;
 pub mod sampler;
+pub mod system;
 
-/// TEMPORARY
+pub use environment::{Environment, Program, environment};
+
+/// The most memory that this process may use, in bytes: the machine's or its control group's.
 pub fn memory_limit_bytes() -> Option<u64> {
-    None
+    limits::MemoryLimits::now().smallest()
 }
