@@ -10,7 +10,7 @@ import onnxruntime
 class Decoder:
     """A package's decoder graph with an appended cache. `step` takes and returns numpy arrays."""
 
-    def __init__(self, package: Path, providers=("CPUExecutionProvider",)):
+    def __init__(self, package: Path, providers=("CPUExecutionProvider",), accuracy_level: int = 4):
         self.manifest = json.loads((package / "manifest.json").read_text())
         (graph,) = self.manifest["graphs"]
         self.inputs = {port["role"]: port for port in graph["inputs"] if port["layer"] is None}
@@ -19,6 +19,8 @@ class Decoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
+        # For the kernels that ONNX Runtime itself makes out of DequantizeLinear and MatMul.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
         self.session = onnxruntime.InferenceSession(package / graph["file"], options, providers=list(providers))
         self.reset()
 
@@ -28,25 +30,87 @@ class Decoder:
         empty = np.zeros((batch, kv_heads, 0, head_dim), self.manifest["cache"]["dtype"])
         self.cache = [empty] * len(self.past)
 
-    def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Logits `[batch, sequence, vocab]` of ids `[batch, sequence]`, and the cache moves on."""
-        batch, sequence = ids.shape
-        feeds = {"input_ids": ids, "attention_mask": mask}
-        if "position_ids" in self.inputs:
-            feeds["position_ids"] = positions
-        if "logits_positions" in self.inputs:
-            feeds["logits_positions"] = np.tile(np.arange(sequence, dtype=np.int64), (batch, 1))
+    def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, wanted=None) -> np.ndarray:
+        """Logits `[batch, sequence, vocab]` of ids `[batch, sequence]`, and the cache moves on.
+
+        `wanted` `[batch, selected]` picks positions along the sequence; by default all of them.
+        """
+        feeds = self._feeds(ids, mask, positions, wanted)
         feeds |= {port["name"]: past for port, past in zip(self.past, self.cache, strict=True)}
         logits, *self.cache = self.session.run(["logits", *(port["name"] for port in self.present)], feeds)
         return logits
 
     def run(self, ids: np.ndarray, prompt: int) -> np.ndarray:
         """All logits of ids `[batch, length]`: the first `prompt` tokens at once, the others one by one."""
-        batch, length = ids.shape
-        self.reset(batch)
-        positions = np.tile(np.arange(length, dtype=np.int64), (batch, 1))
-        mask = np.ones((batch, length), dtype=np.int64)
-        logits = [self.step(ids[:, :prompt], mask[:, :prompt], positions[:, :prompt])]
-        logits += [self.step(ids[:, at : at + 1], mask[:, : at + 1], positions[:, at : at + 1])
-                   for at in range(prompt, length)]
+        self.reset(len(ids))
+        mask = np.ones_like(ids)
+        positions = mask.cumsum(1) - 1
+        return np.concatenate([self.step(ids[:, start:stop], mask[:, :stop], positions[:, start:stop])
+                               for start, stop in _steps(prompt, ids.shape[1])], axis=1)
+
+    def prefill(self, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Logits of the wanted positions of a prompt alone."""
+        self.reset(len(ids))
+        mask = np.ones_like(ids)
+        return self.step(ids, mask, mask.cumsum(1) - 1, wanted)
+
+    def run_padded(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """All logits of a left-padded batch of ids `[batch, longest + steps]`, zero where there is padding.
+
+        The batch is run with the padding that the package prefers; results are moved back to the left-padded places.
+        """
+        longest = max(lengths)
+        prompts, tail = ids[:, :longest], ids[:, longest:]
+        real = np.arange(longest) >= longest - lengths[:, None]
+        right = self.manifest["padding"][0] == "right"
+        if right:
+            prompts = np.stack([np.roll(row, length - longest) for row, length in zip(prompts, lengths, strict=True)])
+            real = real[:, ::-1]
+        mask = real.astype(np.int64)
+        self.reset(len(ids))
+        logits = [self.step(prompts, mask, (mask.cumsum(1) - 1).clip(min=0)) * real[..., None]]
+        if right:
+            logits[0] = np.stack([np.roll(row, longest - length, axis=0)
+                                  for row, length in zip(logits[0], lengths, strict=True)])
+        for at in range(tail.shape[1]):
+            # A row of ones grows by one; with left padding its zeros stay in front.
+            total = longest + at + 1
+            grown = np.arange(total) < (lengths + at + 1)[:, None]
+            mask = (grown if right else grown[:, ::-1]).astype(np.int64)
+            logits.append(self.step(tail[:, at : at + 1], mask, (lengths + at)[:, None]))
         return np.concatenate(logits, axis=1)
+
+    def run_in_place(self, ids: np.ndarray, prompt: int, capacity: int) -> np.ndarray:
+        """As `run`, with one buffer of `capacity` tokens bound as past and as present of each layer's cache."""
+        batch, length = ids.shape
+        shape = (batch, self.manifest["shape"]["kv_heads"], capacity, self.manifest["shape"]["head_dim"])
+        # Whatever lies behind the real tokens must not matter.
+        buffers = [onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, 7, self.manifest["cache"]["dtype"]))
+                   for _ in self.past]
+        mask = np.ones_like(ids)
+        positions = mask.cumsum(1) - 1
+        logits = []
+        for start, stop in _steps(prompt, length):
+            binding = self.session.io_binding()
+            for name, array in self._feeds(ids[:, start:stop], mask[:, :stop], positions[:, start:stop], None).items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_output("logits")
+            for past, present, buffer in zip(self.past, self.present, buffers, strict=True):
+                binding.bind_ortvalue_input(past["name"], buffer)
+                binding.bind_ortvalue_output(present["name"], buffer)
+            self.session.run_with_iobinding(binding)
+            logits.append(binding.get_outputs()[0].numpy())
+        return np.concatenate(logits, axis=1)
+
+    def _feeds(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, wanted) -> dict[str, np.ndarray]:
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if "position_ids" in self.inputs:
+            feeds["position_ids"] = positions
+        if "logits_positions" in self.inputs:
+            every = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+            feeds["logits_positions"] = every if wanted is None else wanted
+        return feeds
+
+
+def _steps(prompt: int, length: int) -> list[tuple[int, int]]:
+    return [(0, prompt), *((at, at + 1) for at in range(prompt, length))]

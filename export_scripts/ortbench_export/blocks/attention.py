@@ -11,8 +11,11 @@ from onnx import TensorProto
 from ortbench_export.blocks.linear import linear
 from ortbench_export.blocks.norm import norm_weight, rms_norm
 from ortbench_export.blocks.rope import rope_rows, rope_tables, rotate
+from ortbench_export.errors import ExportError
 from ortbench_export.graph import CONTRIB, Graph, Port
 from ortbench_export.weights.tensors import Matrix
+
+FUSED_HEAD_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class PlainState:
 
 def begin_attention(graph: Graph, shape: AttentionShape, positions: int, theta: float) -> FusedState | PlainState:
     """Add the inputs `attention_mask` (and `position_ids` in plain) and what every layer derives from them."""
+    if graph.options.fused and shape.head_dim % FUSED_HEAD_MULTIPLE:
+        raise ExportError(f"`head_dim` is {shape.head_dim}; ONNX Runtime's GroupQueryAttention wants a multiple of "
+                          f"{FUSED_HEAD_MULTIPLE}", "export with `--flavour plain`")
     mask = graph.add_input(Port("attention_mask", "attention_mask", np.int64, ("batch", "total")))
     if graph.options.fused:
         tables = rope_tables(graph, positions, shape.head_dim, theta)
