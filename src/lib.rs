@@ -23,5 +23,6 @@ pub mod protocol;
 pub mod metrics;
 
 pub mod cell;
+pub mod digest;
 pub mod error;
 pub mod units;

@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use sha2::{Digest, Sha256};
-
 use crate::categories::common::{self, Loaded, Repetitions};
 use crate::categories::{Context, Measure};
+use crate::digest;
 use crate::engine::sampling::argmax;
 use crate::engine::{Decoder, Model, Prompter};
 use crate::error::Result;
@@ -105,7 +104,7 @@ pub(super) fn choose(decoder: &Decoder, batch: usize) -> Result<Vec<u32>> {
 
 fn hash(tokens: &[u32]) -> String {
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-    crate::package::hex(&Sha256::digest(bytes))[..16].to_owned()
+    digest::sha256(bytes)[..16].to_owned()
 }
 
 /// Bytes and operations that the workload needs, for utilisation (`docs/method.md`).

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use sha2::{Digest, Sha256};
-
 use super::Excluded;
 use super::check::{Axes, Checked, Model};
 use super::problem::Problem;
 use crate::cell::{Cell, CellId, Flavour, ModelRef, Precision, Workload};
+use crate::digest;
 
 /// More cells than anybody runs: a slip in an axis.
 const MAX_CELLS: usize = 100_000;
@@ -218,6 +217,5 @@ fn id(model: &str, backend: &str, point: &Point) -> CellId {
         "model={model}\nbackend={backend}\nprecision={precision}\nflavour={flavour}\nthreads={threads}\n\
          batch={batch}\nprompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
     );
-    let hash = Sha256::digest(fields.as_bytes());
-    CellId(format!("{axes}-{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2]))
+    CellId(format!("{axes}-{}", &digest::sha256(fields)[..6]))
 }

@@ -8,7 +8,6 @@ use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use super::onnx::{self, GraphProto, NodeProto, TensorProto};
 use super::*;
@@ -148,7 +147,7 @@ pub(super) fn open(root: &Path) -> Result<Package> {
             options: serde_json::Value::Null,
         },
     };
-    let hash = hex(&Sha256::digest(serde_json::to_vec(&manifest).context("cannot describe the folder")?));
+    let hash = digest::sha256(serde_json::to_vec(&manifest).context("cannot describe the folder")?);
     Ok(Package { root: root.to_owned(), manifest, hash })
 }
 
@@ -160,7 +159,8 @@ fn exists(root: &Path, name: &str) -> Option<String> {
 fn entry(root: &Path, name: &str) -> Result<FileEntry> {
     let path = root.join(name);
     let size = fs::metadata(&path).with_context(|| format!("cannot find `{}`", path.display()))?.len();
-    Ok(FileEntry { path: name.to_owned(), bytes: size, sha256: super::hash_file(&path)? })
+    let sha256 = digest::sha256_file(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    Ok(FileEntry { path: name.to_owned(), bytes: size, sha256 })
 }
 
 struct Ports<'a> {

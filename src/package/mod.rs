@@ -9,11 +9,9 @@ pub use chat::{ChatMessage, ChatTemplate};
 pub use manifest::*;
 
 use std::fs;
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
+use crate::digest;
 use crate::error::{Context, Error, Result};
 
 /// A model's folder whose manifest was read and whose files were found at their sizes.
@@ -55,7 +53,7 @@ impl Package {
         for file in &manifest.files {
             check_size(&root, file).with_context(failed)?;
         }
-        let hash = hex(&Sha256::digest(&bytes));
+        let hash = digest::sha256(&bytes);
         Ok(Self { root, manifest, hash })
     }
 
@@ -66,7 +64,7 @@ impl Package {
     pub fn verify(&self) -> Result<()> {
         for file in &self.manifest.files {
             let path = self.root.join(&file.path);
-            let found = hash_file(&path)?;
+            let found = digest::sha256_file(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
             if found != file.sha256 {
                 return Err(Error::new(format!("`{}` is not the file that its manifest describes", path.display()))
                     .because(std::io::Error::other(format!(
@@ -142,25 +140,3 @@ fn check_size(root: &Path, file: &FileEntry) -> Result<()> {
 }
 
 const EXPORT_AGAIN: &str = "the package is incomplete or was changed; export it again";
-
-fn hash_file(path: &Path) -> Result<String> {
-    let failed = || format!("cannot read `{}`", path.display());
-    let mut file = fs::File::open(path).with_context(failed)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).with_context(failed)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-}
-
-/// Bytes in lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::cell::{Category, Cell, CellId, Status};
+use crate::digest;
 use crate::error::{Context, Error, Result};
 use crate::results::folder::{JOURNAL, SAMPLES};
 use crate::results::journal::{self, Event, JOURNAL_VERSION};
@@ -207,5 +207,5 @@ pub fn matrix_hash(cells: &[Cell]) -> Result<String> {
         return Err(Error::new(format!("the matrix has two cells with the id `{}`", twice.id)));
     }
     let text = serde_json::to_vec(cells).context("cannot express the cells as JSON")?;
-    Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest::sha256(text))
 }

@@ -5,6 +5,8 @@
 
 pub mod catalog;
 
+pub mod install;
+
 mod bindings;
 mod library;
 mod placement;

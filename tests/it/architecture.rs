@@ -20,6 +20,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("protocol", 3),
     ("metrics", 2),
     ("cell", 1),
+    ("digest", 1),
     ("error", 1),
     ("units", 1),
 ];

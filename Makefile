@@ -1,0 +1,75 @@
+# The two commands of the README are `make bench` and `make test`; everything else serves them.
+# Whatever is missing is installed: a virtual environment for the exporter, builds of ONNX Runtime from their wheels.
+
+PYTHON ?= python3
+CARGO ?= cargo
+VENV := .venv
+VENV_STAMP := $(VENV)/.installed
+BIN := target/release/ortbench
+EXPORT := PYTHONPATH=export_scripts $(VENV)/bin/python -m ortbench_export export
+PACKAGES := models/packages
+EXPORTER_SOURCES := $(shell find export_scripts/ortbench_export -name '*.py')
+
+# Trained miniatures, and the precisions and flavours in which they are exported.
+TINY := models/qwen3-tiny
+TINY_PACKAGES := $(foreach precision,fp32 fp16 int8 int4,$(precision)-fused $(precision)-plain)
+TINY_MANIFESTS := $(foreach package,$(TINY_PACKAGES),$(PACKAGES)/qwen3-tiny/$(package)/manifest.json)
+
+.PHONY: help bench test test-rust test-python lint fmt build packages runtimes doctor clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+bench: build runtimes packages ## install what is missing, run benchmarks.yaml, print the comparison
+	$(BIN) run benchmarks.yaml
+
+test: lint test-rust test-python ## every check and test, Rust and Python
+
+build: ## the release binary
+	$(CARGO) build --release --locked
+
+runtimes: build ## ONNX Runtime with the CPU and the OpenVINO provider
+	@$(BIN) runtime install cpu openvino
+
+packages: $(TINY_MANIFESTS) ## export the trained miniatures to ONNX packages
+
+doctor: build ## what this machine has and lacks
+	@$(BIN) doctor
+
+lint: $(VENV_STAMP)
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(VENV)/bin/ruff check export_scripts
+	$(VENV)/bin/ruff format --check export_scripts
+
+# The integration tests run real models on both runtimes.
+test-rust: runtimes packages ## Rust's unit and integration tests
+	$(CARGO) test --locked
+
+test-python: $(VENV_STAMP) packages ## the exporter's tests
+	cd export_scripts && ../$(VENV)/bin/python -m pytest -q
+
+fmt: $(VENV_STAMP) ## format everything
+	$(CARGO) fmt
+	$(VENV)/bin/ruff format export_scripts
+	$(VENV)/bin/ruff check --fix export_scripts
+
+clean: ## remove what was built here (runtimes stay in the cache folder)
+	rm -rf target $(VENV) $(PACKAGES)
+
+$(VENV_STAMP): export_scripts/requirements-test.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "error: $(PYTHON) is older than 3.10"; \
+		echo "hint: name a newer one: make PYTHON=python3.12 ..."; exit 3; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+		echo "error: $(PYTHON) cannot make a virtual environment"; \
+		echo "hint: install its venv module (Debian: apt install python3-venv), or name another: make PYTHON=..."; exit 3; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# One folder a package; its manifest is written last, so it stands for the whole.
+$(PACKAGES)/qwen3-tiny/%/manifest.json: $(VENV_STAMP) $(TINY)/model.safetensors $(TINY)/config.json $(EXPORTER_SOURCES)
+	@$(EXPORT) $(TINY) --output $(@D) --force \
+		--precision $(firstword $(subst -, ,$*)) --flavour $(lastword $(subst -, ,$*))
+	@touch $@

@@ -1,0 +1,1 @@
+"""One file an architecture: read its configuration, assemble it from blocks."""

@@ -1,0 +1,163 @@
+"""Read Hugging Face checkpoints: `config.json` beside one or several safetensors files.
+
+Tensors are read with positioned reads into fresh arrays, never mapped, so that resident memory is what the caller
+asked for and not what the kernel chose to keep.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ortbench_export.errors import ExportError
+
+FLOAT_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+BYTES_PER_ELEMENT = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# The format allows 100 MB of header; anything above it is not a safetensors file.
+LARGEST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: `offset` counts bytes from the start of `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Checkpoint:
+    """A folder's tensors by name. Opening reads headers only."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = _weight_files(folder)
+        self.entries: dict[str, Entry] = {}
+        for file in self.files:
+            for name, entry in _read_header(file).items():
+                if name in self.entries:
+                    raise ExportError(f"tensor `{name}` stands in both {self.entries[name].file} and {file}",
+                                      "keep one copy of the checkpoint's shards in the folder")
+                self.entries[name] = entry
+        _check_index(folder, self.entries)
+        self._handles: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` of a tensor as float32, shape `[stop - start, ...]`. Safe from several threads."""
+        entry = self.entries[name]
+        stored = FLOAT_TYPES[entry.dtype]
+        row = prod(entry.shape[1:])
+        raw = np.empty((stop - start) * row, dtype=stored)
+        self._read_into(entry.file, raw, entry.offset + start * row * stored.itemsize, name)
+        return _to_float32(raw, entry.dtype).reshape(stop - start, *entry.shape[1:])
+
+    def revision(self) -> str:
+        """`sha256:` over the sorted list of weight files and their hashes."""
+        index = hashlib.sha256()
+        for file in self.files:
+            with open(file, "rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256") if hasattr(hashlib, "file_digest") else _digest(handle)
+            index.update(f"{file.name} {digest.hexdigest()}\n".encode())
+        return f"sha256:{index.hexdigest()}"
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+    def _read_into(self, file: Path, array: np.ndarray, offset: int, name: str) -> None:
+        with self._lock:
+            if file not in self._handles:
+                self._handles[file] = os.open(file, os.O_RDONLY)
+            handle = self._handles[file]
+        view = memoryview(array).cast("B")
+        while view:
+            count = os.preadv(handle, [view], offset)
+            if count == 0:
+                raise ExportError(f"{file} ended while tensor `{name}` was read", "the file changed: fetch it again")
+            view = view[count:]
+            offset += count
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files, sorted by name; shards are listed by their index where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ExportError(f"{index} is not a weights index: {error}", "fetch the file again") from error
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ExportError(
+            f"{folder} holds no safetensors file",
+            "name a folder with `config.json` and `model.safetensors`; convert .bin checkpoints with the "
+            "safetensors package first",
+        )
+    for file in files:
+        if not file.is_file():
+            raise ExportError(f"{file} is missing, though {index.name} names it", "fetch the missing shard")
+    return files
+
+
+def _check_index(folder: Path, entries: dict[str, Entry]) -> None:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    for name, file in sorted(json.loads(index.read_text())["weight_map"].items()):
+        if name not in entries:
+            raise ExportError(f"{folder / file} lacks tensor `{name}`, though {index.name} places it there",
+                              "the shard belongs to another revision: fetch it again")
+
+
+def _read_header(file: Path) -> dict[str, Entry]:
+    size = file.stat().st_size
+    truncated = "the file is truncated or damaged: fetch it again and compare its size with the source's"
+    with open(file, "rb") as handle:
+        prefix = handle.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(size - 8, LARGEST_HEADER_BYTES):
+            raise ExportError(f"{file} ({size} bytes) is no whole safetensors file: its header does not fit", truncated)
+        try:
+            header = json.loads(handle.read(length))
+            described = {name: value for name, value in header.items() if name != "__metadata__"}
+            entries = {
+                name: (value["dtype"], tuple(value["shape"]), *value["data_offsets"])
+                for name, value in described.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{file} has a header that is not safetensors JSON: {error}", truncated) from error
+    result = {}
+    for name, (dtype, shape, begin, end) in entries.items():
+        if dtype in BYTES_PER_ELEMENT and end - begin != prod(shape) * BYTES_PER_ELEMENT[dtype]:
+            raise ExportError(f"tensor `{name}` in {file}: {end - begin} bytes do not hold {dtype} {list(shape)}",
+                              truncated)
+        if 8 + length + end > size:
+            raise ExportError(f"{file} ends at byte {size}, before tensor `{name}` does ({8 + length + end})",
+                              truncated)
+        result[name] = Entry(file, dtype, shape, 8 + length + begin)
+    return result
+
+
+def _to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32, copy=False)
+
+
+def _digest(handle) -> "hashlib._Hash":
+    """What hashlib.file_digest does, for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := handle.read(1 << 20):
+        digest.update(block)
+    return digest

@@ -1,0 +1,108 @@
+"""Read `config.json`: every value a model needs, with an error that names the key when one is absent or odd."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ortbench_export.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Config:
+    """A parsed `config.json` that remembers where it came from, for its errors."""
+
+    path: Path
+    values: dict
+
+    def integer(self, key: str) -> int:
+        """A positive integer."""
+        value = self._required(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ExportError(f"{self.path}: `{key}` must be a positive integer, not {value!r}")
+        return value
+
+    def number(self, key: str) -> float:
+        """A positive number."""
+        value = self._required(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ExportError(f"{self.path}: `{key}` must be a positive number, not {value!r}")
+        return float(value)
+
+    def expect(self, key: str, allowed: tuple, default) -> None:
+        """Refuse a value that the graph would silently ignore."""
+        value = self.values.get(key, default)
+        if value not in allowed:
+            listed = " or ".join(json.dumps(each) for each in allowed)
+            raise ExportError(f"{self.path}: `{key}` is {json.dumps(value)}; this exporter handles {listed} only")
+
+    def architecture(self) -> str:
+        names = self.values.get("architectures")
+        if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+            raise ExportError(f"{self.path}: `architectures` must list one class name, not {names!r}")
+        return names[0]
+
+    def rope_theta(self) -> float:
+        """The base of the rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta`."""
+        parameters = self.values.get("rope_parameters") or {}
+        scaling = self.values.get("rope_scaling") or {}
+        for key, section in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+            kind = section.get("rope_type", section.get("type", "default"))
+            if kind != "default":
+                raise ExportError(
+                    f"{self.path}: `{key}` asks for rotary scaling `{kind}`; only the default is implemented",
+                    f"remove `{key}` from a copy of config.json to export the model at its original context length",
+                )
+        if "rope_theta" in parameters:
+            return Config(self.path, parameters).number("rope_theta")
+        return self.number("rope_theta")
+
+    def _required(self, key: str):
+        if self.values.get(key) is None:
+            raise ExportError(f"{self.path} lacks `{key}`", "copy config.json from the model's own repository")
+        return self.values[key]
+
+
+def read_config(path: Path) -> Config:
+    """Parse `path`, refusing checkpoints that are quantized already."""
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist", "name a Hugging Face checkpoint folder, or `--config FILE`")
+    values = read_json(path)
+    if "quantization_config" in values:
+        method = values["quantization_config"].get("quant_method", "unknown")
+        raise ExportError(f"{path}: the checkpoint is quantized already (`{method}`)",
+                          "export the original fp32, fp16 or bf16 checkpoint")
+    return Config(path, values)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}", "fetch the file again") from error
+    if not isinstance(values, dict):
+        raise ExportError(f"{path} must hold a JSON object")
+    return values
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that the runner needs beside the tokenizer."""
+
+    bos: int | None
+    pad: int | None
+    eos: tuple[int, ...]
+
+
+def special_tokens(config: Config) -> SpecialTokens:
+    """From `generation_config.json` beside the config where it says, otherwise from the config itself."""
+    generation_path = config.path.parent / "generation_config.json"
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+
+    def find(key):
+        value = generation.get(key)
+        return config.values.get(key) if value is None else value
+
+    eos = find("eos_token_id")
+    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    return SpecialTokens(find("bos_token_id"), find("pad_token_id"), tuple(eos))

@@ -1,0 +1,1 @@
+"""Block-wise weight-only quantization in numpy."""

@@ -1,0 +1,35 @@
+"""The architectures this exporter knows, by the class that `config.json` names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ortbench_export.architectures import qwen3
+from ortbench_export.config import Config
+from ortbench_export.errors import ExportError
+from ortbench_export.graph import Graph
+from ortbench_export.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one architecture is read from its configuration and built; `read`'s result is passed to the others."""
+
+    describes: str
+    read: Callable[[Config, bool | None], Any]
+    build: Callable[[Graph, Any], ModelShape]
+    ignorable: Callable[[Any, str], bool]
+
+
+ARCHITECTURES = {
+    "Qwen3ForCausalLM": Architecture("Qwen3, dense", qwen3.read, qwen3.build, qwen3.ignorable),
+}
+
+
+def find_architecture(config: Config) -> Architecture:
+    """The registry's row for a configuration, or an error that lists those known."""
+    name = config.architecture()
+    if name not in ARCHITECTURES:
+        raise ExportError(f"{config.path}: architecture `{name}` is not known",
+                          f"known architectures: {', '.join(sorted(ARCHITECTURES))}")
+    return ARCHITECTURES[name]

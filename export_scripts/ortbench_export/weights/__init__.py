@@ -1,0 +1,1 @@
+"""Where weights come from, where they will lie, and how they are streamed there."""

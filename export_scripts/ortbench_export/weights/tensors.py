@@ -1,0 +1,84 @@
+"""The terms in which blocks ask for weights: what a matrix is made of, and which stored tensors it becomes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from ortbench_export.options import Scheme
+
+BITS_PER_ELEMENT = {
+    TensorProto.FLOAT: 32,
+    TensorProto.FLOAT16: 16,
+    TensorProto.UINT8: 8,
+    TensorProto.INT8: 8,
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A logical weight `[rows, columns]` (outputs × inputs): tensors of the checkpoint stacked along their rows."""
+
+    parts: tuple[tuple[str, int], ...]
+    columns: int
+    # Standard deviation of random weights relative to 1/sqrt(columns); nothing else reads it.
+    random_gain: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, rows in self.parts)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """An initializer as it lies in the external data; `dtype` is an ONNX element type."""
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    # How many bytes of it one decoded token reads: all of a matrix, one row of a table.
+    rows_read_per_token: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return -(-prod(self.shape) * BITS_PER_ELEMENT[self.dtype] // 8)
+
+    @property
+    def bytes_read_per_token(self) -> int:
+        if self.rows_read_per_token is None:
+            return self.nbytes
+        return self.nbytes // self.shape[0] * self.rows_read_per_token
+
+
+@dataclass(frozen=True)
+class Production:
+    """Tensors that are made together. `chunks` yields their bytes one tensor after the other, in pieces that no
+    tensor shares, and may be called when the offsets are known."""
+
+    tensors: tuple[StoredTensor, ...]
+    chunks: Callable[[], Iterator[np.ndarray]]
+
+
+class WeightSource(Protocol):
+    """Where values come from. Every method but `require` yields arrays whose bytes follow one another in the file."""
+
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Fail unless the source has this tensor in this shape."""
+
+    def vector(self, name: str, length: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """A whole one-dimensional tensor."""
+
+    def floats(self, matrix: Matrix, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
+        """`[rows, columns]`, or `[columns, rows]` when transposed."""
+
+    def quantized(self, matrix: Matrix, scheme: Scheme, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
+        """All codes, then all scales of type `dtype`: the layouts of `quantize_rows`, or of `quantize_columns`
+        when transposed."""
+
+    def quantized_table(self, matrix: Matrix, scheme: Scheme, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Codes `[rows, columns * bits / 8]` without padding, then scales `[rows, blocks]`."""
