@@ -322,7 +322,7 @@ mod tests {
             let sorted: Vec<f64> = (0..n).map(|i| (i as f64).powf(1.7)).collect();
             let drawn = ResampledMedian::new(&sorted);
             let mut rng = ChaCha8Rng::seed_from_u64(1);
-            let rounds = 40_000;
+            let rounds = 20_000;
             let mut fast: Vec<f64> = (0..rounds).map(|_| drawn.draw(&mut rng)).collect();
             let mut slow: Vec<f64> = (0..rounds)
                 .map(|_| {
@@ -332,7 +332,7 @@ mod tests {
                 .collect();
             fast.sort_unstable_by(f64::total_cmp);
             slow.sort_unstable_by(f64::total_cmp);
-            // Kolmogorov and Smirnov's distance of two samples of 40,000 stays under 0.012 but once in 10,000 times.
+            // Kolmogorov and Smirnov's distance of two samples of 20,000 stays under 0.022 but once in 10,000 times.
             let distance = slow
                 .iter()
                 .map(|&x| {
@@ -340,21 +340,21 @@ mod tests {
                     (at(&fast) - at(&slow)).abs()
                 })
                 .fold(0.0, f64::max);
-            assert!(distance < 0.015, "n = {n}: {distance}");
+            assert!(distance < 0.022, "n = {n}: {distance}");
         }
     }
 
     #[test]
     fn the_interval_covers_the_true_median_about_as_often_as_it_says() {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
-        let rounds = 400;
+        let rounds = 150;
         let covered = (0..rounds)
             .filter(|_| {
                 let samples: Vec<f64> = (0..31).map(|_| -(1.0 - rng.random::<f64>()).ln()).collect();
                 summary(&samples).ci95.unwrap().contains(std::f64::consts::LN_2)
             })
             .count();
-        assert!((355..=398).contains(&covered), "{covered} of {rounds}");
+        assert!((131..=149).contains(&covered), "{covered} of {rounds}");
     }
 
     #[test]
@@ -378,6 +378,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn a_summary_is_ordered_and_does_not_depend_on_order(mut samples in prop::collection::vec(1e-9_f64..1e9, 1..60)) {
             let s = summary(&samples);

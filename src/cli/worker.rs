@@ -34,11 +34,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// The fake leaves standard output where it is, so that it can also misuse it.
 fn pretend(script: &str, job: &Job) -> Result<ExitCode> {
     let behaviour = fake::behaviour(script, job).map_err(Error::new)?;
-    let mut written = Ok(());
     fake::run(job, &behaviour, &mut |message| {
         let line = serde_json::to_string(&message).context("cannot encode a message");
-        let next = line.and_then(|line| writeln!(std::io::stdout(), "{line}").context("cannot write a message"));
-        written = std::mem::replace(&mut written, Ok(())).and(next);
+        // A runner that died before this process asked to die with it is noticed here, at the first message.
+        if line.and_then(|line| writeln!(std::io::stdout(), "{line}").context("cannot write a message")).is_err() {
+            std::process::exit(1);
+        }
     });
-    written.map(|()| ExitCode::SUCCESS)
+    Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::str::FromStr;
 use std::thread::sleep;
 use std::time::Duration;
@@ -35,8 +37,10 @@ pub enum Behaviour {
     Exit(i32),
     /// `hang`: never ends.
     Hang,
-    /// `orphan`: starts a process that holds the output open and outlives it, then measures.
+    /// `orphan`: starts a process that would outlive it, writes its id to standard error, and measures.
     Orphan,
+    /// `escape`: the same with a process that leaves the worker's group and holds the output open, for half a minute.
+    Escape,
     /// `allocate:MEBIBYTES`: touches that much memory, then fails if it is still there.
     Allocate(u64),
     /// `garbage`: lines that are not messages between those that are.
@@ -69,6 +73,7 @@ impl FromStr for Behaviour {
             "exit" => Self::Exit(argument.parse().map_err(|_| format!("`{text}` needs a number"))?),
             "hang" => Self::Hang,
             "orphan" => Self::Orphan,
+            "escape" => Self::Escape,
             "allocate" => Self::Allocate(number()?),
             "garbage" => Self::Garbage,
             "foreign" => Self::Foreign,
@@ -123,7 +128,8 @@ pub fn run(job: &Job, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
         Behaviour::Hang => loop {
             sleep(Duration::from_secs(3600));
         },
-        Behaviour::Orphan => start_orphan(),
+        Behaviour::Orphan => leave_behind(Command::new("sleep").arg("3600")),
+        Behaviour::Escape => leave_behind(Command::new("sleep").arg("30").process_group(0)),
         Behaviour::Allocate(mebibytes) => {
             allocate(*mebibytes);
             return emit(failed(Status::Failed, "the memory was granted"));
@@ -192,10 +198,11 @@ fn allocate(mebibytes: u64) {
     let _ = writeln!(std::io::stderr(), "{} MiB held", held.len());
 }
 
-fn start_orphan() {
-    // Its output is the worker's own, which is what keeps a careless reader waiting.
-    if let Err(error) = std::process::Command::new("sleep").arg("3600").spawn() {
-        eprintln!("cannot start the orphan: {error}");
+/// The process's output is the worker's own, which is what keeps a careless reader waiting.
+fn leave_behind(command: &mut Command) {
+    match command.spawn() {
+        Ok(child) => eprintln!("left behind: {}", child.id()),
+        Err(error) => eprintln!("cannot leave a process behind: {error}"),
     }
 }
 

@@ -86,7 +86,7 @@ pub fn start(matrix: &Matrix, results: &Path, options: Options) -> Result<Report
 ///
 /// # Errors
 /// As [`start`], and a folder that is no run's or another matrix's.
-pub fn resume(path: &Path, matrix: Option<&Matrix>, retry_failed: bool, options: Options) -> Result<Report> {
+pub fn resume(path: &Path, matrix: Option<&Matrix>, retry_failed: bool, mut options: Options) -> Result<Report> {
     let folder = RunFolder::open(path)?;
     let (record, journal_length) = Record::load(path)?;
     if let Some(matrix) = matrix
@@ -108,6 +108,7 @@ pub fn resume(path: &Path, matrix: Option<&Matrix>, retry_failed: bool, options:
             }
         }
     };
+    options.byte_order_mark |= samples.has_byte_order_mark();
     let journal = Journal::open(&folder.file(folder::JOURNAL), journal_length)?;
     let refused = refusals_of_unfinished(&record, retry_failed, options.host);
     let environment = options.host.environment();
@@ -249,6 +250,7 @@ impl<'a> Runner<'a> {
             if self.options.interrupt.requested() {
                 return Ok(());
             }
+            self.options.progress.note(&format!("measuring what this machine can do at most with {threads} threads"));
             let (values, problem) = match ceilings::library(&self.record.cells, self.options.host) {
                 Some(library) => {
                     let log = self.folder.ceilings_log(threads);

@@ -4,7 +4,8 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::results::{JobKey, time};
@@ -24,6 +25,7 @@ const LOGS: &str = "logs";
 const LOCK: &str = ".lock";
 /// How the names of files begin that are still being written.
 const UNFINISHED: &str = ".part-";
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Less room than this is not worth a start: a small run's tables and logs would not fit.
 const LEAST_ROOM_BYTES: u64 = 16 << 20;
@@ -119,13 +121,23 @@ impl RunFolder {
         fs::create_dir_all(&logs).map_err(|error| write_error(&logs, "cannot make", error))?;
         let lock_path = path.join(LOCK);
         let lock = File::create(&lock_path).map_err(|error| write_error(&lock_path, "cannot write", error))?;
+        take(&lock, &path).map(|()| Self { path: path.clone(), _lock: lock })
+    }
+}
+
+/// Locks the file, or says who has it. A runner that was killed while it started a worker leaves its lock to that
+/// worker for the moment until the worker's program is loaded, so a lock is refused only when it stays.
+fn take(lock: &File, folder: &Path) -> Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: lock }),
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
             Err(TryLockError::WouldBlock) => {
-                Err(Error::environment(format!("another runner is at work in `{}`", path.display()))
-                    .hint("wait until it ends, or end it"))
+                let error = Error::environment(format!("another runner is at work in `{}`", folder.display()));
+                return Err(error.hint("wait until it ends, or end it"));
             }
-            Err(TryLockError::Error(error)) => Err(write_error(&lock_path, "cannot lock", error)),
+            Err(TryLockError::Error(error)) => return Err(write_error(folder, "cannot lock", error)),
         }
     }
 }

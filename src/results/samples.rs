@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::metrics;
 use crate::results::columns::SCHEMA_VERSION;
 use crate::results::folder::write_error;
+use crate::results::summary::BYTE_ORDER_MARK;
 use crate::results::{JobKey, SampleRun, float, guard, unguard};
 
 /// The columns.
@@ -34,7 +35,7 @@ impl SamplesFile {
         let open = OpenOptions::new().append(true).create_new(true).open(path);
         let file = open.map_err(|error| write_error(path, "cannot make", error))?;
         let mut samples = Self { path: path.to_owned(), file, length: 0, run_id: run_id.to_owned() };
-        let mut bytes = if byte_order_mark { super::summary::BYTE_ORDER_MARK.to_vec() } else { Vec::new() };
+        let mut bytes = if byte_order_mark { BYTE_ORDER_MARK.to_vec() } else { Vec::new() };
         bytes.extend(lines([HEADER.map(str::to_owned)])?);
         samples.write(&bytes)?;
         Ok(samples)
@@ -62,6 +63,13 @@ impl SamplesFile {
             .hint("start a new run"));
         }
         Ok(Self { path: path.to_owned(), file, length, run_id: run_id.to_owned() })
+    }
+
+    /// True when the file was begun for Excel.
+    pub fn has_byte_order_mark(&self) -> bool {
+        let mut start = [0; BYTE_ORDER_MARK.len()];
+        let read = File::open(&self.path).and_then(|mut file| file.read_exact(&mut start));
+        read.is_ok() && start == BYTE_ORDER_MARK
     }
 
     /// Length of what is whole.

@@ -2,14 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{Runner, only_run, resume, run, summary, two_cells};
+use rustix::process::Signal;
 
-fn signal(name: &str, pid: u32) {
-    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
-}
+use crate::support::{Runner, only_run, resume, run, summary, two_cells};
 
 /// Lines of the journal that say a job ended.
 fn ended_jobs(folder: &Path) -> usize {
@@ -21,8 +18,10 @@ fn ended_jobs(folder: &Path) -> usize {
 fn no_worker_left(script: &str) -> bool {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {
-        let found = Command::new("pgrep").args(["-f", &format!("worker --fake {script}")]).output().unwrap();
-        if found.stdout.is_empty() {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let mut commands = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+        let of_script = |command: Vec<u8>| command.split(|byte| *byte == 0).any(|word| word == script.as_bytes());
+        if !commands.any(of_script) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -37,8 +36,7 @@ fn a_killed_runner_loses_the_job_in_flight_and_nothing_else() {
     let script = "tiny-cpu/memory/0=hang;kill-test=measure";
     let mut runner = Runner::start(script, results.path());
     runner.wait_for("tiny-cpu: memory 0");
-    signal("-KILL", runner.child.id());
-    runner.child.wait().unwrap();
+    runner.kill();
     assert!(no_worker_left(script), "the worker outlives its runner");
 
     let folder = only_run(results.path());
@@ -66,12 +64,12 @@ fn append(path: &Path, bytes: &[u8]) {
 
 #[test]
 fn ctrl_c_ends_the_worker_and_keeps_what_is_finished() {
-    for name in ["-INT", "-TERM"] {
+    for signal in [Signal::INT, Signal::TERM] {
         let results = tempfile::tempdir().unwrap();
-        let script = format!("openvino/memory/1=hang;ctrl-c-test{name}=measure");
+        let script = format!("openvino/memory/1=hang;ctrl-c-test-{}=measure", signal.as_raw());
         let mut runner = Runner::start(&script, results.path());
         runner.wait_for("tiny-openvino: memory 1");
-        signal(name, runner.child.id());
+        runner.signal(signal);
         assert_eq!(runner.child.wait().unwrap().code(), Some(130));
         assert!(no_worker_left(&script));
         let folder = only_run(results.path());
@@ -89,8 +87,7 @@ fn a_finished_cell_is_in_the_table_before_the_next_one_starts() {
     let rows = summary(&only_run(results.path()));
     assert_eq!(rows.len(), 1);
     assert_eq!((rows[0]["cell_id"].as_str(), rows[0]["status"].as_str()), ("tiny-openvino", "measured"));
-    signal("-KILL", runner.child.id());
-    runner.child.wait().unwrap();
+    runner.kill();
 }
 
 #[test]
@@ -101,8 +98,7 @@ fn a_second_runner_stays_out() {
     let error = resume(&only_run(results.path()), "", false).unwrap_err();
     assert!(error.to_string().contains("another runner"), "{error}");
     assert_eq!(error.exit_code(), 3);
-    signal("-KILL", runner.child.id());
-    runner.child.wait().unwrap();
+    runner.kill();
     assert!(resume(&only_run(results.path()), "", false).unwrap().all_measured(), "the lock dies with its runner");
 }
 

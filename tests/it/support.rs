@@ -15,6 +15,8 @@ use ortbench::orchestrator::interrupt::Interrupt;
 use ortbench::orchestrator::progress::{Lines, Quiet};
 use ortbench::orchestrator::{self, Host, Options, Report};
 use ortbench::results::Refusal;
+use ortbench::results::record::Record;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A machine that has every runtime but those named `absent`.
 pub struct Machine;
@@ -64,12 +66,19 @@ pub fn two_cells() -> Vec<Cell> {
 
 /// Runs the cells in this process.
 pub fn run(cells: Vec<Cell>, script: &str, results: &Path) -> Result<Report> {
-    orchestrator::start(&matrix(cells), results, options(script, &mut Quiet))
+    orchestrator::start(&matrix(cells), results, options(script, &mut Quiet)).map(same_from_disk)
 }
 
 /// Continues a run in this process.
 pub fn resume(folder: &Path, script: &str, retry_failed: bool) -> Result<Report> {
-    orchestrator::resume(folder, None, retry_failed, options(script, &mut Quiet))
+    orchestrator::resume(folder, None, retry_failed, options(script, &mut Quiet)).map(same_from_disk)
+}
+
+/// What a runner reports is what its folder says to whoever reads it later.
+fn same_from_disk(report: Report) -> Report {
+    let (record, _) = Record::load(&report.folder).expect("the run's own folder");
+    assert_eq!(record.outcomes(), report.outcomes);
+    report
 }
 
 /// Options with the fake worker.
@@ -111,6 +120,17 @@ impl Runner {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a runner");
         let stderr = BufReader::new(child.stderr.take().expect("its standard error"));
         Self { child, lines: Box::new(stderr.lines().map_while(std::result::Result::ok)) }
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a process that runs");
+    }
+
+    /// Ends the process as a crash would.
+    pub fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("its end");
     }
 
     /// Waits until a line of its standard error contains the text.

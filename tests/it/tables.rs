@@ -8,7 +8,7 @@ use assert_cmd::Command;
 use ortbench::cell::Cell;
 use ortbench::results::columns::{self, Kind};
 
-use crate::support::{matrix, options, run, summary, two_cells};
+use crate::support::{matrix, options, resume, run, summary, two_cells};
 
 fn ortbench() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ortbench"))
@@ -129,6 +129,7 @@ fn a_byte_order_mark_is_written_when_asked_for() {
     let mut options = options("", &mut quiet);
     options.byte_order_mark = true;
     let report = ortbench::orchestrator::start(&matrix(two_cells()), results.path(), options).unwrap();
+    resume(&report.folder, "", false).unwrap();
     for name in ["summary.csv", "samples.csv"] {
         assert!(fs::read(report.folder.join(name)).unwrap().starts_with(b"\xEF\xBB\xBF"), "{name}");
     }
