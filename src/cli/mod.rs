@@ -9,6 +9,7 @@ use crate::error::Result;
 mod columns;
 mod compare;
 mod doctor;
+mod doctor_gpu;
 mod generate;
 mod plan;
 mod run;
