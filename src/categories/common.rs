@@ -19,18 +19,8 @@ pub struct Loaded {
 pub fn open_package(context: &Context) -> Result<Package> {
     let cell = context.cell;
     let package = Package::open(&cell.model.package)?;
+    package.expect(cell.precision, cell.flavour)?;
     let manifest = &package.manifest;
-    if manifest.precision.name != cell.precision || manifest.flavour != cell.flavour {
-        return Err(Error::new(format!(
-            "the package `{}` is {} {}, the cell asks for {} {}",
-            package.root.display(),
-            manifest.precision.name,
-            manifest.flavour,
-            cell.precision,
-            cell.flavour
-        ))
-        .hint("correct `package`, `precision` or `flavour` in the matrix file"));
-    }
     let report = context.report;
     report.fact("package_hash", package.hash.as_str())?;
     report.fact("package_weights", manifest.model.weights.name())?;

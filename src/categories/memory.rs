@@ -48,7 +48,7 @@ impl Measure for Memory {
         let decoding = std::time::Instant::now();
         loop {
             for _ in 1..cell.workload.generate_tokens {
-                let next = choose(&decoder, batch)?;
+                let next = choose(&decoder)?;
                 decoder.step(&mut model, &next)?;
             }
             if decoding.elapsed().as_secs_f64() >= DECODE_SECONDS {

@@ -46,10 +46,10 @@ impl Measure for Throughput {
 fn batch(decoder: &mut Decoder, model: &mut Model, prompts: &[Vec<u32>], generate: u32) -> Result<f64> {
     let start = Instant::now();
     decoder.prefill(model, prompts)?;
-    let mut next = choose(decoder, prompts.len())?;
+    let mut next = choose(decoder)?;
     for _ in 1..generate {
         decoder.step(model, &next)?;
-        next = choose(decoder, prompts.len())?;
+        next = choose(decoder)?;
     }
     Ok(start.elapsed().as_secs_f64())
 }

@@ -178,7 +178,8 @@ fn a_file_that_is_no_library_is_no_runtime() {
 /// Copies a package, damages one file, and expects the file's name and a remedy.
 #[test]
 fn damaged_packages_are_named() {
-    let damage: &[(&str, fn(&std::path::Path), &str)] = &[
+    type Change = fn(&std::path::Path);
+    let damage: &[(&str, Change, &str)] = &[
         (
             "a truncated file",
             |root| {
