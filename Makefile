@@ -41,7 +41,6 @@ lint: $(VENV_STAMP)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	$(VENV)/bin/ruff check export_scripts
-	$(VENV)/bin/ruff format --check export_scripts
 
 # The integration tests run real models on both runtimes.
 test-rust: runtimes packages ## Rust's unit and integration tests

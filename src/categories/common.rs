@@ -75,6 +75,13 @@ pub fn decoder(context: &Context, model: &Model) -> Result<Decoder> {
     Ok(decoder)
 }
 
+/// The cold first prefill of the process.
+pub fn first_run(context: &Context, model: &mut Model, decoder: &mut Decoder, prompts: &[Vec<u32>]) -> Result<()> {
+    let start = Instant::now();
+    decoder.prefill(model, prompts)?;
+    context.report.samples("first_run_seconds", context.process, vec![start.elapsed().as_secs_f64()])
+}
+
 /// Goes on until both the repetitions and the measured seconds of the plan are reached.
 pub struct Repetitions<'a> {
     plan: &'a MeasurementPlan,

@@ -40,7 +40,7 @@ impl Measure for Memory {
 
         report.phase("prefill")?;
         sampler.enter("prefill");
-        decoder.prefill(&mut model, &prompts)?;
+        common::first_run(context, &mut model, &mut decoder, &prompts)?;
 
         report.phase("decode")?;
         sampler.enter("decode");

@@ -31,9 +31,7 @@ impl Measure for Speed {
         let batch = cell.workload.batch as usize;
 
         report.phase("warmup")?;
-        let start = Instant::now();
-        decoder.prefill(&mut model, &prompter.ids()?)?;
-        report.samples("first_run_seconds", 0, vec![start.elapsed().as_secs_f64()])?;
+        common::first_run(context, &mut model, &mut decoder, &prompter.ids()?)?;
         for _ in 0..cell.measurement.warmup {
             request(&mut decoder, &mut model, &prompter, generate)?;
         }

@@ -19,6 +19,7 @@ impl Measure for Throughput {
         let mut decoder = common::decoder(context, &model)?;
         let generate = cell.workload.generate_tokens;
         report.phase("warmup")?;
+        common::first_run(context, &mut model, &mut decoder, &prompts)?;
         for _ in 0..cell.measurement.warmup {
             batch(&mut decoder, &mut model, &prompts, generate)?;
         }
