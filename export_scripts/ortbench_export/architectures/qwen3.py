@@ -15,6 +15,12 @@ from ortbench_export.graph import Graph, Port
 from ortbench_export.shape import ModelShape, ParameterCount
 from ortbench_export.weights.tensors import Matrix
 
+# Random weights only: gains with which every token gets its own logits and greedy decoding does not get stuck. A tied
+# table that is much larger would repeat the last token; attention, which averages, needs a stronger feed-forward beside
+# it, or all positions look alike.
+RANDOM_TABLE_GAIN = 1.5
+RANDOM_MLP_GAIN = 2.5
+
 
 @dataclass(frozen=True)
 class Qwen3:
@@ -57,11 +63,11 @@ def build(graph: Graph, model: Qwen3) -> ModelShape:
     gain = 1 / sqrt(2 * model.layers)
 
     ids = graph.add_input(Port("input_ids", "input_ids", np.int64, ("batch", "sequence")))
-    embedding = Matrix((("model.embed_tokens.weight", model.vocab),), shape.hidden)
+    embedding = Matrix((("model.embed_tokens.weight", model.vocab),), shape.hidden, RANDOM_TABLE_GAIN)
     residual, table = embed(graph, "/model/embed_tokens", ids, embedding)
     state = begin_attention(graph, shape, positions, model.rope_theta)
 
-    def block_norm(name: str, source_name: str, delta: str | None) -> tuple[str, str]:
+    def block_norm(name: str, source_name: str, residual: str, delta: str | None) -> tuple[str, str]:
         weight = norm_weight(graph, name, f"{source_name}.weight", shape.hidden)
         if delta is None:
             return rms_norm(graph, name, residual, weight, epsilon), residual
@@ -70,12 +76,15 @@ def build(graph: Graph, model: Qwen3) -> ModelShape:
     delta = None
     for layer in range(model.layers):
         name, source_name = f"/model/layers.{layer}", f"model.layers.{layer}"
-        x, residual = block_norm(f"{name}/input_layernorm", f"{source_name}.input_layernorm", delta)
+        x, residual = block_norm(f"{name}/input_layernorm", f"{source_name}.input_layernorm", residual, delta)
         delta = attention(graph, layer, f"{source_name}.self_attn", x, shape, state, gain)
-        x, residual = block_norm(f"{name}/post_attention_layernorm", f"{source_name}.post_attention_layernorm", delta)
-        delta = swiglu(graph, f"{name}/mlp", f"{source_name}.mlp", x, shape.hidden, model.intermediate, gain)
-    x, _ = block_norm("/model/norm", "model.norm", delta)
-    lm_head = embedding if model.tied else Matrix((("lm_head.weight", model.vocab),), shape.hidden)
+        x, residual = block_norm(f"{name}/post_attention_layernorm", f"{source_name}.post_attention_layernorm",
+                                 residual, delta)
+        delta = swiglu(graph, f"{name}/mlp", f"{source_name}.mlp", x, shape.hidden, model.intermediate,
+                       RANDOM_MLP_GAIN * gain)
+    x, _ = block_norm("/model/norm", "model.norm", residual, delta)
+    lm_head = embedding if model.tied else Matrix((("lm_head.weight", model.vocab),), shape.hidden,
+                                                      RANDOM_TABLE_GAIN)
     head(graph, "/lm_head", x, lm_head, table if model.tied else None)
 
     return ModelShape(
