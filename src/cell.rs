@@ -138,6 +138,8 @@ pub struct ModelRef {
     pub name: String,
     /// The package's folder, absolute.
     pub package: PathBuf,
+    /// The same as the matrix file writes it, which is what results show: they travel, and absolute paths do not.
+    pub written: String,
 }
 
 /// Where the tokens of a prompt come from.
