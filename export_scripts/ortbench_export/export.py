@@ -17,14 +17,11 @@ from ortbench_export.registry import find_architecture
 from ortbench_export.shape import ModelShape
 from ortbench_export.tokenizer import chat_template, tokenizer_file
 from ortbench_export.weights.from_checkpoint import CheckpointSource
-from ortbench_export.weights.plan import Plan
 from ortbench_export.weights.random import RandomSource
 from ortbench_export.weights.writer import write_plan
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-# Tokenizer, chat template and manifest; generous.
-SMALL_FILES_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,14 @@ def _model_name(checkpoint_folder: Path) -> str:
     return folder.name
 
 
-def _write(graph: Graph, shape: ModelShape, config: Config, destination: Destination, origin: Callable[[], ModelOrigin]) -> None:
+def _write(graph: Graph, shape: ModelShape, config: Config, destination: Destination,
+           origin: Callable[[], ModelOrigin]) -> None:
+    """`origin` is asked last, when the checkpoint's hash is likely there."""
     tokenizer, template = tokenizer_file(config.path.parent), chat_template(config.path.parent)
     tokens = special_tokens(config)
     model = graph.model(DATA_FILE).SerializeToString(deterministic=True)
-    with package_folder(destination.folder, _bytes_needed(graph.plan, model), destination.force) as folder:
+    needed_bytes = graph.plan.total_bytes + len(model) + len(tokenizer or b"") + len(template or "")
+    with package_folder(destination.folder, needed_bytes, destination.force) as folder:
         files = [write_file(folder, MODEL_FILE, model)]
         progress = Progress(f"writing {destination.folder}", graph.plan.total_bytes)
         digest = write_plan(graph.plan, folder / DATA_FILE, progress.advance)
@@ -100,7 +100,3 @@ def _write(graph: Graph, shape: ModelShape, config: Config, destination: Destina
             "chat_template.jinja" if template is not None else None, MODEL_FILE, DATA_FILE, files,
         ))
     progress.finish()
-
-
-def _bytes_needed(plan: Plan, model: bytes) -> int:
-    return plan.total_bytes + len(model) + SMALL_FILES_BYTES
