@@ -29,10 +29,12 @@ impl Sampling {
     /// A negative temperature, a top-p outside (0, 1].
     pub fn check(&self) -> Result<()> {
         if !self.temperature.is_finite() || self.temperature < 0.0 {
-            return Err(Error::new(format!("the temperature {} is not a number from 0 up", self.temperature)));
+            return Err(Error::new(format!("the temperature {} is not a number from 0 up", self.temperature))
+                .hint("0 always takes the most likely token"));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::new(format!("the top-p {} is not above 0 and at most 1", self.top_p)));
+            return Err(Error::new(format!("the top-p {} is not above 0 and at most 1", self.top_p))
+                .hint("1 draws among all tokens"));
         }
         Ok(())
     }

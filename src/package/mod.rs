@@ -8,6 +8,8 @@ pub mod onnx;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use manifest::*;
 
+use manifest::EXPORT_AGAIN;
+
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -156,5 +158,3 @@ fn check_size(root: &Path, file: &FileEntry) -> Result<()> {
     }
     Ok(())
 }
-
-const EXPORT_AGAIN: &str = "the package is incomplete or was changed; export it again";

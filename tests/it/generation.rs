@@ -122,7 +122,7 @@ fn tokenizer_and_chat_template_agree_with_transformers() {
 fn a_folder_of_another_tool_runs_in_place() {
     let folder = root().join("tests/data/genai-tiny");
     let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).expect("a tokenizer");
-    for case in json("tests/data/genai-tiny/greedy.json").as_array().expect("a list") {
+    for case in json("tests/data/genai-tiny/greedy.json")["cases"].as_array().expect("a list") {
         let prompt_ids: Vec<u32> =
             case["prompt_ids"].as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect();
         let prompt = tokenizer.decode(&prompt_ids, false).expect("text");
@@ -142,7 +142,7 @@ fn bad_input_is_named() {
         (&["generate", "/nothing/here", "--prompt", "x"], 2, "no such folder"),
         (&["generate", path, "--prompt", &long], 2, "context of"),
         (&["generate", path, "--prompt", ""], 2, "at least one token"),
-        (&["generate", path, "--prompt", "x", "--temperature", "-1"], 2, "temperature"),
+        (&["generate", path, "--prompt", "x", "--temperature=-1"], 2, "temperature"),
         (&["generate", path, "--prompt", "x", "--runtime", "/nothing.so"], 3, "/nothing.so"),
         (&["generate", path, "--prompt", "x", "--runtime", path], 3, "not a file"),
         (&["generate", path, "--prompt", "x", "--runtime", "rocm"], 2, "known are"),

@@ -8,7 +8,7 @@ use crate::real::{fails, ortbench, package, root};
 
 fn matrix(folder: &Path, rest: &str) -> String {
     let text = format!(
-        "version: 1\nname: it\nmodels: [{{name: qwen3-tiny, package: {}/models/packages/qwen3-tiny/{{precision}}-{{flavour}}}}]\n\
+        "version: 1\nname: it\nmodels: [{{name: qwen3-tiny, package: '{}/models/packages/qwen3-tiny/{{precision}}-{{flavour}}'}}]\n\
          backends:\n  - {{name: cpu, runtime: cpu, provider: cpu}}\n  - {{name: openvino, runtime: openvino, provider: openvino}}\n{rest}",
         root().display()
     );
