@@ -70,6 +70,28 @@ named_enum! {
     Category { Speed => "speed", Throughput => "throughput", Memory => "memory" }
 }
 
+/// Element types of inputs and outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "ONNX's own names")]
+pub enum Dtype {
+    Float32,
+    Float16,
+    Int64,
+    Int32,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Float32 | Self::Int32 => 4,
+            Self::Float16 => 2,
+            Self::Int64 => 8,
+        }
+    }
+}
+
 named_enum! {
     /// How a cell, or one of its categories, ended. Ordered from good to bad.
     Status {

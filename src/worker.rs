@@ -4,63 +4,13 @@
 //! loaded the descriptor is moved away and standard output is pointed at standard error.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::sync::{Arc, Mutex};
+use std::io::Read;
 
 use crate::categories;
 use crate::cell::Status;
 use crate::error::{Context, Error, Kind, Result};
-use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
+use crate::protocol::{Job, Message, PROTOCOL_VERSION, Reporter, Work};
 use crate::runtime::Runtime;
-
-/// Where messages go.
-#[derive(Clone)]
-pub struct Reporter {
-    out: Arc<Mutex<Box<dyn Write + Send>>>,
-}
-
-impl Reporter {
-    /// Messages to any writer.
-    pub fn new(out: impl Write + Send + 'static) -> Self {
-        Self { out: Arc::new(Mutex::new(Box::new(out))) }
-    }
-
-    /// Writes one message as one line.
-    ///
-    /// # Errors
-    /// A reader that went away: then nobody waits for the rest either.
-    pub fn send(&self, message: &Message) -> Result<()> {
-        let mut line = serde_json::to_vec(message).context("cannot encode a message")?;
-        line.push(b'\n');
-        let mut out = self.out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        out.write_all(&line).and_then(|()| out.flush()).context("cannot write a message to the parent")
-    }
-
-    /// The worker entered a phase.
-    pub fn phase(&self, name: &str) -> Result<()> {
-        self.send(&Message::Phase { name: name.to_owned(), done: None })
-    }
-
-    /// Progress within a phase.
-    pub fn progress(&self, name: &str, done: u64, of: u64) -> Result<()> {
-        self.send(&Message::Phase { name: name.to_owned(), done: Some((done, of)) })
-    }
-
-    /// A figure or word of the whole process.
-    pub fn fact(&self, name: &str, value: impl Into<FactValue>) -> Result<()> {
-        self.send(&Message::Fact { name: name.to_owned(), value: value.into() })
-    }
-
-    /// Raw measurements of one repetition.
-    pub fn samples(&self, metric: &str, repetition: u32, values: Vec<f64>) -> Result<()> {
-        self.send(&Message::Samples { metric: metric.to_owned(), repetition, values })
-    }
-
-    /// Something that the row's reader should know.
-    pub fn warning(&self, text: impl Into<String>) -> Result<()> {
-        self.send(&Message::Warning { text: text.into() })
-    }
-}
 
 /// Takes standard output for messages, and leaves libraries standard error in its place.
 ///

@@ -3,9 +3,9 @@
 use crate::cell::Precision;
 use crate::error::{Error, Result};
 use crate::probe;
+use crate::protocol::Reporter;
 use crate::runtime::{Runtime, products};
 use crate::stats::Summary;
-use crate::worker::Reporter;
 
 /// Products timed at each precision; the median counts.
 const REPETITIONS: u32 = 7;

@@ -10,8 +10,8 @@ pub use ceilings::ceilings;
 
 use crate::cell::{Category, Cell};
 use crate::error::Result;
+use crate::protocol::Reporter;
 use crate::runtime::Runtime;
-use crate::worker::Reporter;
 
 /// What a category measures with.
 pub struct Context<'a> {

@@ -6,10 +6,11 @@
 
 use ndarray::ArrayView2;
 
+use crate::cell::Dtype;
 use crate::engine::model::Model;
 use crate::engine::plan::CacheMode;
 use crate::error::{Error, Result};
-use crate::package::{Dim, Dtype, Padding, Port};
+use crate::package::{Dim, Padding, Port};
 use crate::runtime::{Bindings, BufferId};
 
 /// A batch in progress.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::onnx::{self, GraphProto, NodeProto, TensorProto};
 use super::*;
-use crate::cell::{Flavour, Precision};
+use crate::cell::{Dtype, Flavour, Precision};
 
 /// The file that marks such a folder.
 pub const CONFIG: &str = "genai_config.json";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Flavour, Precision};
+use crate::cell::{Dtype, Flavour, Precision};
 use crate::error::{Context, Error, Result};
 
 /// The value of `format`.
@@ -243,17 +243,6 @@ pub enum PortRole {
     Logits,
 }
 
-/// Element types of inputs and outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "ONNX's own names")]
-pub enum Dtype {
-    Float32,
-    Float16,
-    Int64,
-    Int32,
-}
-
 impl Graph {
     /// The input or output of that role, for tensors that exist once.
     pub fn port(&self, role: PortRole) -> Option<&Port> {
@@ -265,17 +254,6 @@ impl Graph {
         let mut ports: Vec<_> = self.inputs.iter().chain(&self.outputs).filter(|port| port.role == role).collect();
         ports.sort_by_key(|port| port.layer);
         ports
-    }
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::Float32 | Self::Int32 => 4,
-            Self::Float16 => 2,
-            Self::Int64 => 8,
-        }
     }
 }
 

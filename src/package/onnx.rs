@@ -3,7 +3,7 @@
 
 use prost::Message;
 
-use super::Dtype;
+use crate::cell::Dtype;
 use crate::error::{Context, Error, Result};
 
 #[derive(Clone, PartialEq, Message)]

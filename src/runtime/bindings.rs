@@ -15,8 +15,8 @@ use ort::sys;
 
 use super::ort_error;
 use super::session::Session;
+use crate::cell::Dtype;
 use crate::error::{Error, Result};
-use crate::package::Dtype;
 
 /// A buffer of a [`Bindings`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

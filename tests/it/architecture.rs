@@ -25,12 +25,6 @@ const LAYERS: &[(&str, u32)] = &[
     ("units", 1),
 ];
 
-/// Uses against the order of layers, each with its reason.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[
-    ("categories", "worker", "figures are reported through the worker's `Reporter`"),
-    ("runtime", "package", "bindings speak of the package's element types"),
-];
-
 /// Files of `runtime/` that the parent process may use: they name no `ort`.
 const PARENT_SAFE_RUNTIME: &[&str] = &["catalog.rs", "install.rs"];
 
@@ -82,11 +76,7 @@ fn arrows_point_down() {
         let Some(level) = layers.get(from.as_str()) else { continue };
         for to in uses(&text) {
             let Some(target) = layers.get(to.as_str()) else { continue };
-            let allowed = from == to
-                || target < level
-                || (from == "cli" && *level > *target)
-                || EXCEPTIONS.iter().any(|(a, b, _)| *a == from && *b == to);
-            if !allowed {
+            if from != to && target >= level {
                 wrong.push(format!("{} uses crate::{to}", path.display()));
             }
         }

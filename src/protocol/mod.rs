@@ -4,6 +4,10 @@
 //! [`Message`] a line (JSON Lines) to its standard output; everything that libraries print goes to standard error.
 //! The last message is [`Message::Done`] or [`Message::Failed`]; a worker that ends without either has crashed.
 
+mod reporter;
+
+pub use reporter::Reporter;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
