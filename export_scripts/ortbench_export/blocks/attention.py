@@ -13,7 +13,7 @@ from ortbench_export.blocks.norm import norm_weight, rms_norm
 from ortbench_export.blocks.rope import rope_rows, rope_tables, rotate
 from ortbench_export.errors import ExportError
 from ortbench_export.graph import CONTRIB, Graph, Port
-from ortbench_export.weights.tensors import Matrix
+from ortbench_export.weights.tensors import Matrix, Part
 
 FUSED_HEAD_MULTIPLE = 16
 
@@ -82,7 +82,7 @@ def attention(graph: Graph, layer: int, source_name: str, x: str, shape: Attenti
     name = f"/model/layers.{layer}/attn"
     cache = cache_ports(graph, layer, shape)
     widths = [shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.head_dim]
-    parts = tuple((f"{source_name}.{which}_proj.weight", rows) for which, rows in zip("qkv", widths, strict=True))
+    parts = tuple(Part(f"{source_name}.{which}_proj.weight", rows) for which, rows in zip("qkv", widths, strict=True))
     packed = linear(graph, f"{name}/qkv_proj", x, Matrix(parts, shape.hidden))
     q, k, v = graph.node("Split", f"{name}/qkv_proj/Split", [packed, graph.constant(widths)], outputs=3, axis=-1)
     q_weight = norm_weight(graph, f"{name}/q_norm", f"{source_name}.q_norm.weight", shape.head_dim)
@@ -91,7 +91,7 @@ def attention(graph: Graph, layer: int, source_name: str, x: str, shape: Attenti
     k = _heads_norm(graph, f"{name}/k_norm", k, k_weight, shape.kv_heads, shape)
     attend = _attend_fused if graph.options.fused else _attend_plain
     context = attend(graph, name, q, k, v, cache, shape, state)
-    output = Matrix(((f"{source_name}.o_proj.weight", shape.hidden),), widths[0], output_gain)
+    output = Matrix((Part(f"{source_name}.o_proj.weight", shape.hidden),), widths[0], output_gain)
     return linear(graph, f"{name}/o_proj", context, output)
 
 
