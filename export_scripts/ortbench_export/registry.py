@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ortbench_export.architectures import qwen3
+from ortbench_export.architectures import qwen3, qwen3_moe
 from ortbench_export.config import Config
 from ortbench_export.errors import ExportError
 from ortbench_export.graph import Graph
@@ -23,6 +23,8 @@ class Architecture:
 
 ARCHITECTURES = {
     "Qwen3ForCausalLM": Architecture("Qwen3, dense", qwen3.read, qwen3.build, qwen3.ignorable),
+    "Qwen3MoeForCausalLM": Architecture("Qwen3, mixture of experts", qwen3_moe.read, qwen3_moe.build,
+                                        qwen3_moe.ignorable),
 }
 
 
