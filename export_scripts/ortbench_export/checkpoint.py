@@ -20,6 +20,7 @@ FLOAT_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(
 BYTES_PER_ELEMENT = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # The format allows 100 MB of header; anything above it is not a safetensors file.
 LARGEST_HEADER_BYTES = 100_000_000
+HASHED_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,16 @@ class Checkpoint:
         self._read_into(entry.file, raw, entry.offset + start * row * stored.itemsize, name)
         return _to_float32(raw, entry.dtype).reshape(stop - start, *columns)
 
-    def revision(self) -> str:
-        """`sha256:` over the sorted list of weight files and their hashes."""
+    def revision(self, stop: threading.Event) -> str | None:
+        """`sha256:` over the sorted list of weight files and their hashes; None once `stop` is set."""
         index = hashlib.sha256()
         for file in self.files:
+            digest = hashlib.sha256()
             with open(file, "rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256") if hasattr(hashlib, "file_digest") else _digest(handle)
+                while block := handle.read(HASHED_BLOCK_BYTES):
+                    if stop.is_set():
+                        return None
+                    digest.update(block)
             index.update(f"{file.name} {digest.hexdigest()}\n".encode())
         return f"sha256:{index.hexdigest()}"
 
@@ -155,11 +160,3 @@ def _to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
         # bfloat16 is the upper half of a float32.
         return (raw.astype(np.uint32) << 16).view(np.float32)
     return raw.astype(np.float32, copy=False)
-
-
-def _digest(handle) -> "hashlib._Hash":
-    """What hashlib.file_digest does, for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := handle.read(1 << 20):
-        digest.update(block)
-    return digest

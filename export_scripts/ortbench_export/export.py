@@ -1,5 +1,6 @@
 """One export from start to end: plan everything, check everything, then write."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,11 +47,15 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
         shape = architecture.build(graph, model)
         source.refuse_extra(lambda name: architecture.ignorable(model, name))
         name = checkpoint_folder.resolve().name
+        stop = threading.Event()
         with ThreadPoolExecutor(1) as background:
             # The checkpoint's hash is taken beside the export, which reads the same bytes in another order.
-            revision = background.submit(checkpoint.revision)
-            _write(graph, shape, config, destination,
-                   lambda: ModelOrigin(model_id or name, config.architecture(), name, revision.result(), None))
+            revision = background.submit(checkpoint.revision, stop)
+            try:
+                _write(graph, shape, config, destination,
+                       lambda: ModelOrigin(model_id or name, config.architecture(), name, revision.result(), None))
+            finally:
+                stop.set()
     finally:
         checkpoint.close()
 

@@ -10,7 +10,8 @@ import onnxruntime
 class Decoder:
     """A package's decoder graph with an appended cache. `step` takes and returns numpy arrays."""
 
-    def __init__(self, package: Path, providers=("CPUExecutionProvider",), accuracy_level: int = 4):
+    def __init__(self, package: Path, providers=("CPUExecutionProvider",), accuracy_level: int = 4,
+                 profile: Path | None = None):
         self.manifest = json.loads((package / "manifest.json").read_text())
         (graph,) = self.manifest["graphs"]
         self.inputs = {port["role"]: port for port in graph["inputs"] if port["layer"] is None}
@@ -21,6 +22,9 @@ class Decoder:
         options.log_severity_level = 3
         # For the kernels that ONNX Runtime itself makes out of DequantizeLinear and MatMul.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         self.session = onnxruntime.InferenceSession(package / graph["file"], options, providers=list(providers))
         self.reset()
 

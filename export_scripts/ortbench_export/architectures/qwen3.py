@@ -50,7 +50,7 @@ def assemble(graph: Graph, model: Qwen3, feed_forward: Callable[[int, str], str]
         graph, decoder,
         lambda: begin_attention(graph, model.attention, decoder.positions(graph), model.rope_theta),
         lambda layer, x, state: attention(graph, layer, f"model.layers.{layer}.self_attn", x, model.attention, state,
-                                          decoder.output_gain),
+                                          decoder.attention_gain),
         feed_forward,
     )
 
@@ -58,7 +58,7 @@ def assemble(graph: Graph, model: Qwen3, feed_forward: Callable[[int, str], str]
 def dense(graph: Graph, model: Qwen3, layer: int, x: str) -> str:
     """The gated feed-forward of one layer."""
     return swiglu(graph, f"/model/layers.{layer}/mlp", f"model.layers.{layer}.mlp", x, model.decoder.hidden,
-                  model.intermediate, model.decoder.output_gain)
+                  model.intermediate, model.decoder.feed_forward_gain)
 
 
 def shape(graph: Graph, model: Qwen3, parameters: ParameterCount, **experts: int) -> ModelShape:

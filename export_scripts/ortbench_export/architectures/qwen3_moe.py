@@ -38,7 +38,7 @@ def build(graph: Graph, model: Qwen3Moe) -> ModelShape:
         if layer not in model.sparse_layers:
             return qwen3.dense(graph, model.dense, layer, x)
         return mixture(graph, f"/model/layers.{layer}/mlp", f"model.layers.{layer}.mlp", x, model.experts,
-                       model.dense.decoder.output_gain)
+                       model.dense.decoder.feed_forward_gain)
 
     qwen3.assemble(graph, model.dense, feed_forward)
     router = model.experts.router

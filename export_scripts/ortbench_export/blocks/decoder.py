@@ -14,6 +14,12 @@ from ortbench_export.errors import ExportError
 from ortbench_export.graph import Graph, Port
 from ortbench_export.weights.tensors import Matrix, Part
 
+# Random weights only: gains with which every token gets its own logits and greedy decoding does not get stuck. A tied
+# table that is much larger would repeat the last token; attention, which averages, needs a stronger feed-forward beside
+# it, or all positions look alike.
+RANDOM_TABLE_GAIN = 1.5
+RANDOM_FEED_FORWARD_GAIN = 2.5
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -27,9 +33,13 @@ class DecoderShape:
     tied: bool
 
     @property
-    def output_gain(self) -> float:
+    def attention_gain(self) -> float:
         """Random weights only: the output of each of 2 · layers blocks adds this much less to the residual stream."""
         return 1 / sqrt(2 * self.layers)
+
+    @property
+    def feed_forward_gain(self) -> float:
+        return RANDOM_FEED_FORWARD_GAIN * self.attention_gain
 
     @property
     def table(self) -> int:
@@ -59,11 +69,11 @@ def decoder(graph: Graph, shape: DecoderShape, begin: Callable[[], Any], attend:
     normalised stream `x` `[batch, sequence, hidden]` into what is added to it.
     """
     ids = graph.add_input(Port("input_ids", "input_ids", np.int64, ("batch", "sequence")))
-    embedding = Matrix((Part("model.embed_tokens.weight", shape.vocab),), shape.hidden)
+    embedding = Matrix((Part("model.embed_tokens.weight", shape.vocab),), shape.hidden, RANDOM_TABLE_GAIN)
     residual, table = embed(graph, "/model/embed_tokens", ids, embedding)
     state = begin()
 
-    def block_norm(name: str, source_name: str, delta: str | None) -> tuple[str, str]:
+    def block_norm(name: str, source_name: str, residual: str, delta: str | None) -> tuple[str, str]:
         weight = norm_weight(graph, name, f"{source_name}.weight", shape.hidden)
         if delta is None:
             return rms_norm(graph, name, residual, weight, shape.norm_epsilon), residual
@@ -72,13 +82,14 @@ def decoder(graph: Graph, shape: DecoderShape, begin: Callable[[], Any], attend:
     delta = None
     for layer in range(shape.layers):
         name, source_name = f"/model/layers.{layer}", f"model.layers.{layer}"
-        x, residual = block_norm(f"{name}/input_layernorm", f"{source_name}.input_layernorm", delta)
+        x, residual = block_norm(f"{name}/input_layernorm", f"{source_name}.input_layernorm", residual, delta)
         delta = attend(layer, x, state)
-        x, residual = block_norm(f"{name}/post_attention_layernorm", f"{source_name}.post_attention_layernorm", delta)
+        x, residual = block_norm(f"{name}/post_attention_layernorm", f"{source_name}.post_attention_layernorm",
+                                 residual, delta)
         delta = feed_forward(layer, x)
-    x, _ = block_norm("/model/norm", "model.norm", delta)
-    lm_head = embedding if shape.tied else Matrix((Part("lm_head.weight", shape.vocab),), shape.hidden)
-    head(graph, "/lm_head", x, lm_head, table if shape.tied else None)
+    x, _ = block_norm("/model/norm", "model.norm", residual, delta)
+    untied = Matrix((Part("lm_head.weight", shape.vocab),), shape.hidden, RANDOM_TABLE_GAIN)
+    head(graph, "/lm_head", x, embedding if shape.tied else untied, table if shape.tied else None)
 
 
 def ignorable(shape: DecoderShape, name: str) -> bool:

@@ -1,0 +1,209 @@
+"""The command line as its users meet it: one message, exit code 2, nothing left behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from golden_cases import GOLDEN
+from synthetic import qwen3_config, qwen3_shapes, write_sparse_checkpoint
+
+from ortbench_export import cli, package
+
+SCRIPTS = Path(cli.__file__).parents[1]
+CONFIGS = SCRIPTS / "configs"
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Run an export that must be refused: its message. The output's parent must hold nothing afterwards."""
+
+    def run(*arguments) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        code = cli.main(["export", *map(str, arguments), "--output", str(tmp_path / "package")])
+        message = capsys.readouterr().err
+        assert code == 2, message
+        assert message.startswith("error: ")
+        assert "Traceback" not in message
+        assert sorted(tmp_path.rglob("*")) == before
+        return message
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Write a synthetic checkpoint whose config or tensors were changed."""
+
+    def write(shapes=lambda shapes: shapes, **changes) -> Path:
+        config = qwen3_config(**changes)
+        write_sparse_checkpoint(tmp_path / "checkpoint", config, shapes(qwen3_shapes(config)))
+        return tmp_path / "checkpoint"
+
+    return write
+
+
+def test_architectures_lists_those_known(capsys):
+    assert cli.main(["architectures"]) == 0
+    assert "Qwen3ForCausalLM\t" in capsys.readouterr().out
+
+
+def test_module_runs_and_writes_a_package(tmp_path):
+    command = [sys.executable, "-m", "ortbench_export", "export", GOLDEN / "qwen3-wide-blocks", "--output",
+               tmp_path / "package", "--precision", "int4"]
+    subprocess.run(command, cwd=SCRIPTS, check=True)
+    assert (tmp_path / "package" / "manifest.json").is_file()
+
+
+def test_no_checkpoint(refused, tmp_path):
+    assert f"{tmp_path / 'nowhere' / 'config.json'} does not exist" in refused(tmp_path / "nowhere")
+
+
+def test_config_without_weights(refused, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(qwen3_config()))
+    assert "holds no safetensors file" in refused(tmp_path)
+
+
+def test_unknown_architecture_lists_those_known(refused, checkpoint):
+    message = refused(checkpoint(architectures=["LlamaForCausalLM"]))
+    assert "`LlamaForCausalLM` is not known" in message
+    assert "known architectures: Qwen3ForCausalLM" in message
+
+
+def test_config_that_is_not_json(refused, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "is not JSON" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"hidden_size": None}, "lacks `hidden_size`"),
+    ({"num_hidden_layers": 0}, "`num_hidden_layers` must be a positive integer, not 0"),
+    ({"hidden_act": "gelu"}, '`hidden_act` is "gelu"'),
+    ({"use_sliding_window": True}, "`use_sliding_window` is true"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling `yarn`"),
+    ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads"),
+    ({"quantization_config": {"quant_method": "awq"}}, "quantized already (`awq`)"),
+])
+def test_config_that_cannot_be_exported(refused, checkpoint, tmp_path, changes, expected):
+    folder = checkpoint()
+    (folder / "config.json").write_text(json.dumps(qwen3_config(**changes)))
+    assert expected in refused(folder)
+
+
+def test_head_dim_that_no_fused_kernel_takes(refused, checkpoint):
+    assert "wants a multiple of 16" in refused(checkpoint(head_dim=24))
+
+
+def test_missing_tensor(refused, checkpoint):
+    folder = checkpoint(lambda shapes: {name: shape for name, shape in shapes.items() if "1.mlp.up" not in name})
+    assert "lacks tensor `model.layers.1.mlp.up_proj.weight`" in refused(folder)
+
+
+def test_extra_tensor(refused, checkpoint):
+    folder = checkpoint(lambda shapes: shapes | {"model.layers.0.self_attn.q_proj.lora_A": [4, 4]})
+    assert "does not know: `model.layers.0.self_attn.q_proj.lora_A`" in refused(folder)
+
+
+def test_misshapen_tensor(refused, checkpoint):
+    folder = checkpoint(lambda shapes: shapes | {"model.norm.weight": [65]})
+    message = refused(folder)
+    assert "tensor `model.norm.weight`" in message
+    assert "has shape [65], not [64]" in message
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_truncated_safetensors(refused, checkpoint, keep):
+    folder = checkpoint()
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:keep])
+    message = refused(folder)
+    assert str(folder / "model.safetensors") in message
+    assert "fetch it again" in message
+
+
+def test_missing_shard(refused, checkpoint):
+    folder = checkpoint()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00001-of-00002.safetensors is missing" in refused(folder)
+
+
+def test_shard_of_another_revision(refused, checkpoint):
+    folder = checkpoint()
+    index = {"weight_map": {"model.unheard_of": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks tensor `model.unheard_of`" in refused(folder)
+
+
+def test_output_that_exists(refused, checkpoint, tmp_path):
+    folder = checkpoint()
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "precious.txt").write_text("keep me")
+    assert "exists already" in refused(folder)
+    assert "is not a package" in refused(folder, "--force")
+
+
+def test_force_replaces_a_package(checkpoint, tmp_path):
+    folder, output = checkpoint(), tmp_path / "package"
+    for precision in ("fp32", "int4"):
+        assert cli.main(["export", str(folder), "--output", str(output), "--precision", precision, "--force"]) == 0
+    assert json.loads((output / "manifest.json").read_text())["precision"]["name"] == "int4"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "package"]
+
+
+def test_disk_without_room(refused, checkpoint, monkeypatch):
+    monkeypatch.setattr(package.shutil, "disk_usage", lambda _: package.shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    message = refused(checkpoint())
+    assert "GB free" in message
+    assert "make room" in message
+
+
+def test_write_that_fails(checkpoint, tmp_path):
+    """The kernel refuses to let the file grow, as it does on a full disk or beyond a quota."""
+    folder = checkpoint(vocab_size=20_000)
+    command = f"ulimit -f 512; exec {sys.executable} -m ortbench_export export {folder} --output {tmp_path / 'package'}"
+    result = subprocess.run(["bash", "-c", command], cwd=SCRIPTS, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert f"error: writing {tmp_path / 'package'} failed: File too large" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_options_that_contradict_each_other(refused, checkpoint, capsys):
+    assert "does not go with" in refused(checkpoint(), "--precision", "fp32", "--activations", "fp16")
+    for arguments in (["--random-weights"], [], ["somewhere", "--config", "x.json"]):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main(["export", *arguments, "--output", "nowhere"])
+        assert exit_info.value.code == 2
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGKILL, None)])
+def test_interrupted_export_leaves_nothing_under_the_final_name(tmp_path, number, left):
+    # Written at a thousand megabytes a second this takes some seconds.
+    command = [sys.executable, "-m", "ortbench_export", "export", "--random-weights", "--config",
+               CONFIGS / "qwen3-4b.json", "--precision", "int4", "--output", tmp_path / "package"]
+    process = subprocess.Popen(command, cwd=SCRIPTS, stderr=subprocess.DEVNULL)
+    data = tmp_path / ".package.partial" / "model.onnx.data"
+    while not (data.is_file() and data.stat().st_size > 1 << 20):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == (-number if left is None else 130)
+    assert not (tmp_path / "package").exists()
+    if left is not None:
+        assert list(tmp_path.iterdir()) == left
+        return
+    # What a killed export left is taken over by the next one.
+    export = ["export", str(GOLDEN / "qwen3-wide-blocks"), "--output", str(tmp_path / "package")]
+    assert cli.main(export) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_two_exports_to_one_place(checkpoint, tmp_path, capsys):
+    folder = checkpoint()
+    with package.package_folder(tmp_path / "package", 0, force=False):
+        assert cli.main(["export", str(folder), "--output", str(tmp_path / "package")]) == 2
+        assert "another export is writing" in capsys.readouterr().err
+    assert (tmp_path / "package").is_dir()
