@@ -32,6 +32,14 @@ class Config:
         """A positive integer that goes by several names, the first of them that is given."""
         return self.integer(next((key for key in keys if self.values.get(key) is not None), keys[0]))
 
+    def integer_or(self, key: str, default: int | None) -> int | None:
+        """A positive integer, or the default where it is absent or null."""
+        return default if self.values.get(key) is None else self.integer(key)
+
+    def natural(self, key: str, default: int) -> int:
+        """An integer that may be zero, or the default where it is absent or null."""
+        return 0 if self.values.get(key) == 0 else self.integer_or(key, default)
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self.values.get(key, default)

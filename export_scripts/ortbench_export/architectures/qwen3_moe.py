@@ -25,7 +25,7 @@ def read(config: Config, tied_by_default: bool | None) -> Qwen3Moe:
     experts, chosen = config.integer_of("num_experts", "num_local_experts"), config.integer("num_experts_per_tok")
     config.at_most("num_experts_per_tok", chosen, experts)
     router = RouterShape(dense.decoder.hidden, experts, chosen, config.flag("norm_topk_prob", False))
-    step = config.integer("decoder_sparse_step") if "decoder_sparse_step" in config.values else 1
+    step = config.integer_or("decoder_sparse_step", 1)
     without = config.integers("mlp_only_layers")
     sparse = frozenset(layer for layer in range(dense.decoder.layers)
                        if layer not in without and (layer + 1) % step == 0)
