@@ -98,7 +98,7 @@ def read_config(path: Path) -> Config:
     if not path.is_file():
         raise ExportError(f"{path} does not exist", "name a Hugging Face checkpoint folder, or `--config FILE`")
     values = read_json(path)
-    if "quantization_config" in values:
+    if values.get("quantization_config"):
         method = values["quantization_config"].get("quant_method", "unknown")
         raise ExportError(f"{path}: the checkpoint is quantized already (`{method}`)",
                           "export the original fp32, fp16 or bf16 checkpoint")

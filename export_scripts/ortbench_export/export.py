@@ -14,16 +14,14 @@ from ortbench_export.options import ExportOptions
 from ortbench_export.package import package_folder, write_file, write_manifest
 from ortbench_export.progress import Progress
 from ortbench_export.registry import find_architecture
+from ortbench_export.shape import ModelShape
 from ortbench_export.tokenizer import chat_template, tokenizer_file
 from ortbench_export.weights.from_checkpoint import CheckpointSource
-from ortbench_export.weights.plan import Plan
 from ortbench_export.weights.random import RandomSource
 from ortbench_export.weights.writer import write_plan
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-# Tokenizer, chat template and manifest; generous.
-SMALL_FILES_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
         graph = Graph(options, source)
         shape = architecture.build(graph, model)
         source.refuse_extra(lambda name: architecture.ignorable(model, name))
-        name = checkpoint_folder.resolve().name
+        name = _model_name(checkpoint_folder)
         stop = threading.Event()
         with ThreadPoolExecutor(1) as background:
             # The checkpoint's hash is taken beside the export, which reads the same bytes in another order.
@@ -72,11 +70,23 @@ def export_random(config_file: Path, seed: int, destination: Destination, option
     _write(graph, shape, config, destination, lambda: origin)
 
 
-def _write(graph: Graph, shape, config: Config, destination: Destination, origin: Callable[[], ModelOrigin]) -> None:
+def _model_name(checkpoint_folder: Path) -> str:
+    """The folder's name; in Hugging Face's cache, where folders are named after revisions, the repository's."""
+    folder = checkpoint_folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rsplit("--", 1)[1]
+    return folder.name
+
+
+def _write(graph: Graph, shape: ModelShape, config: Config, destination: Destination,
+           origin: Callable[[], ModelOrigin]) -> None:
+    """`origin` is asked last, when the checkpoint's hash is likely there."""
     tokenizer, template = tokenizer_file(config.path.parent), chat_template(config.path.parent)
     tokens = special_tokens(config)
     model = graph.model(DATA_FILE).SerializeToString(deterministic=True)
-    with package_folder(destination.folder, _bytes_needed(graph.plan, model), destination.force) as folder:
+    needed_bytes = graph.plan.total_bytes + len(model) + len(tokenizer or b"") + len(template or "")
+    with package_folder(destination.folder, needed_bytes, destination.force) as folder:
         files = [write_file(folder, MODEL_FILE, model)]
         progress = Progress(f"writing {destination.folder}", graph.plan.total_bytes)
         digest = write_plan(graph.plan, folder / DATA_FILE, progress.advance)
@@ -90,7 +100,3 @@ def _write(graph: Graph, shape, config: Config, destination: Destination, origin
             "chat_template.jinja" if template is not None else None, MODEL_FILE, DATA_FILE, files,
         ))
     progress.finish()
-
-
-def _bytes_needed(plan: Plan, model: bytes) -> int:
-    return plan.total_bytes + len(model) + SMALL_FILES_BYTES

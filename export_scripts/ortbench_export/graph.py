@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ortbench_export import __version__
 from ortbench_export.options import ExportOptions
-from ortbench_export.weights.plan import Plan
+from ortbench_export.weights.plan import Placement, Plan
 from ortbench_export.weights.tensors import Production, StoredTensor, WeightSource
 
 CONTRIB = "com.microsoft"
@@ -116,7 +116,7 @@ def tensor_name(node_name: str, what: str) -> str:
     return f"{node_name.strip('/').replace('/', '.')}.{what}"
 
 
-def _external(placement, data_file: str) -> TensorProto:
+def _external(placement: Placement, data_file: str) -> TensorProto:
     tensor = TensorProto(name=placement.tensor.name, data_type=placement.tensor.dtype, dims=placement.tensor.shape,
                          data_location=TensorProto.EXTERNAL)
     entries = {"location": data_file, "offset": placement.offset, "length": placement.tensor.nbytes}

@@ -70,7 +70,9 @@ class Decoder:
             real = real[:, ::-1]
         mask = real.astype(np.int64)
         self.reset(len(ids))
-        logits = [self.step(prompts, mask, (mask.cumsum(1) - 1).clip(min=0)) * real[..., None]]
+        prefill = self.step(prompts, mask, (mask.cumsum(1) - 1).clip(min=0))
+        # What stands at padded places is undefined, and not a number at times (GroupQueryAttention before 1.31).
+        logits = [np.where(real[..., None], prefill, 0)]
         if right:
             logits[0] = np.stack([np.roll(row, longest - length, axis=0)
                                   for row, length in zip(logits[0], lengths, strict=True)])

@@ -130,6 +130,13 @@ def test_tokenizer_chat_template_and_special_tokens_travel_along(tmp_path):
     assert str(tmp_path) not in (tmp_path / "package" / "manifest.json").read_text()
 
 
+def test_a_folder_of_the_hugging_face_cache_is_named_after_its_repository(tmp_path):
+    checkpoint = tmp_path / "models--Qwen--Qwen3-0.6B" / "snapshots" / "c1899de289a04d12100db370d81485cdf75e47ca"
+    checkpoint.mkdir(parents=True)
+    write_sparse_checkpoint(checkpoint, qwen3_config())
+    assert export(tmp_path / "package", ExportOptions(), checkpoint)["model"]["id"] == "Qwen3-0.6B"
+
+
 def test_a_template_file_wins_over_the_tokenizer_config(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     write_sparse_checkpoint(checkpoint, qwen3_config())

@@ -127,3 +127,17 @@ def test_one_buffer_as_past_and_present_gives_the_same_logits(packages, precisio
     decoder = Decoder(packages(NAMES[0], ExportOptions(precision, "fused")))
     appended = decoder.run(case.arrays["ids"], PROMPT)
     np.testing.assert_array_equal(decoder.run_in_place(case.arrays["ids"], PROMPT, capacity=40), appended)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_prefill_in_chunks_gives_the_same_logits(packages, flavour):
+    """GroupQueryAttention takes several tokens on top of a cache for a batch of one only."""
+    ids = load_case(NAMES[0]).arrays["ids"]
+    decoder = Decoder(packages(NAMES[0], ExportOptions("fp32", flavour)))
+    whole = decoder.run(ids, ids.shape[1])
+    decoder.reset()
+    mask = np.ones_like(ids)
+    positions = mask.cumsum(1) - 1
+    chunks = [decoder.step(ids[:, start:stop], mask[:, :stop], positions[:, start:stop])
+              for start, stop in ((0, 7), (7, 15), (15, 25))]
+    assert relative_error(np.concatenate(chunks, axis=1), whole) < 1e-5
