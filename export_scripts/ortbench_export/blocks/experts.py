@@ -102,7 +102,7 @@ def _stack(graph: Graph, name: str, matrix: Matrix, stacked: tuple[int, int, int
 
 def _qmoe(graph: Graph, name: str, x: str, routing: Routing, gate_up: tuple[str, ...], down: tuple[str, ...],
           router: RouterShape) -> str:
-    options, node = graph.options, f"{name}/QMoE"
+    options = graph.options
     inputs = [x, "", *gate_up, "", *down]
     if routing.ids is None:
         inputs[1] = _narrow(graph, f"{name}/logits", routing.logits)
@@ -113,10 +113,12 @@ def _qmoe(graph: Graph, name: str, x: str, routing: Routing, gate_up: tuple[str,
         mixing = _narrow(graph, f"{name}/mixing", mixing)
         inputs[1] = mixing
         inputs += [""] * 7 + [mixing]
+    # The level is stated even where it is the default: ONNX Runtime 1.24 refuses the attribute, and without it would
+    # compute wrong products of 4-bit experts.
     return graph.node(
-        "QMoE", node, inputs, domain=CONTRIB, **SWIGLU, k=router.chosen, expert_weight_bits=options.scheme.bits,
-        block_size=options.scheme.block_size, accuracy_level=options.accuracy_level,
-        normalize_routing_weights=int(routing.ids is None),
+        "QMoE", f"{name}/QMoE", inputs, domain=CONTRIB, **SWIGLU, k=router.chosen,
+        expert_weight_bits=options.scheme.bits, block_size=options.scheme.block_size,
+        accuracy_level=options.accuracy_level, normalize_routing_weights=int(routing.ids is None),
     )
 
 

@@ -74,7 +74,8 @@ def _chunks(graph: Graph, name: str, ids: str, router: RouterShape) -> Chunks:
     count = graph.node("Div", f"{name}/count/Div", [rounded, size])
     end = graph.node("CumSum", f"{name}/end/CumSum", [count, graph.constant(0)])
     start = graph.node("Sub", f"{name}/start/Sub", [end, count])
-    total = graph.node("ReduceSum", f"{name}/total/ReduceSum", [count, zero], keepdims=0)
+    # (A sum of the counts would be the same number, but OpenVINO's provider leaves sums to a scalar to the CPU's.)
+    total = graph.node("Gather", f"{name}/total/Gather", [end, graph.constant(router.experts - 1)], axis=0)
     steps = graph.node("Range", f"{name}/Range", [graph.constant(0), total, graph.constant(1)])
     # A chunk's expert is the number of experts whose chunks end before it.
     steps = graph.node("Unsqueeze", f"{name}/experts/Unsqueeze", [steps, one])

@@ -62,13 +62,13 @@ class LatentShape:
 
 @dataclass(frozen=True)
 class LatentState:
-    """What all layers share: which keys a query may see, bool `[batch, 1, sequence, total]`, the rotary rows, and the
-    shapes of the scores with one row a query of each head, and with the heads apart."""
+    """What all layers share: which keys a query may see, bool `[batch, 1, sequence, total]`, the rotary rows, and for
+    the absorbed form the shapes of the scores with one row a query of each head, and with the heads apart."""
 
     visible: str
     rows: tuple[str, str]
-    stacked: str
-    apart: str
+    stacked: str | None = None
+    apart: str | None = None
 
 
 def begin_latent_attention(graph: Graph, shape: LatentShape, positions: int, theta: float) -> LatentState:
@@ -77,9 +77,12 @@ def begin_latent_attention(graph: Graph, shape: LatentShape, positions: int, the
     position_ids = graph.add_input(Port("position_ids", "position_ids", np.int64, ("batch", "sequence")))
     tables = rope_tables(graph, positions, shape.rope, theta)
     visible, total = visible_keys(graph, mask)
+    rows = rope_rows(graph, position_ids, tables, shape.interleaved)
+    if graph.options.attention != "absorbed":
+        return LatentState(visible, rows)
     stacked = graph.node("Concat", "/model/mask/stacked/Concat", [graph.constant([0, 1, -1]), total], axis=0)
     apart = graph.node("Concat", "/model/mask/apart/Concat", [graph.constant([0, shape.heads, -1]), total], axis=0)
-    return LatentState(visible, rope_rows(graph, position_ids, tables, shape.interleaved), stacked, apart)
+    return LatentState(visible, rows, stacked, apart)
 
 
 def latent_attention(graph: Graph, layer: int, source_name: str, x: str, shape: LatentShape, state: LatentState,
