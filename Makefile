@@ -41,10 +41,11 @@ lint: $(VENV_STAMP)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	$(VENV)/bin/ruff check export_scripts
-	$(VENV)/bin/ruff format --check export_scripts
 
-# The integration tests run real models on both runtimes.
-test-rust: runtimes packages ## Rust's unit and integration tests
+# The integration tests run real models on both runtimes; the debug program that they run places them.
+test-rust: packages ## Rust's unit and integration tests
+	$(CARGO) build --locked
+	@target/debug/ortbench runtime install cpu openvino
 	$(CARGO) test --locked
 
 test-python: $(VENV_STAMP) packages ## the exporter's tests

@@ -8,14 +8,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Declares an enum whose variants have one name everywhere: YAML, CSV, manifest, messages.
 macro_rules! named_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident => $text:literal),+ $(,)? }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum $name { $($(#[$vmeta])* #[serde(rename = $text)] $variant),+ }
 
         impl $name {
@@ -139,6 +138,8 @@ pub struct ModelRef {
     pub name: String,
     /// The package's folder, absolute.
     pub package: PathBuf,
+    /// The same as the matrix file writes it, which is what results show: they travel, and absolute paths do not.
+    pub written: String,
 }
 
 /// Where the tokens of a prompt come from.

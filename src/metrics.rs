@@ -88,6 +88,14 @@ pub const SERIES: &[Series] = &[
         "Creation of the session: reading, optimizing and prepacking the graph and its weights; one value a process, the page cache as it was found.",
     ),
     series(
+        "first_run_seconds",
+        "s",
+        None,
+        Lower,
+        false,
+        "The cold first prefill of a process, right after the load; one value a process.",
+    ),
+    series(
         "ttft_seconds",
         "s",
         Some(Speed),
@@ -129,14 +137,6 @@ pub const SERIES: &[Series] = &[
         "Tokens after the first of all sequences ÷ time after the first token (llama-bench's tg), at the context that follows the prompt.",
     ),
     series("end_to_end_seconds", "s", Some(Speed), Lower, false, "From the request to the last token."),
-    series(
-        "first_run_seconds",
-        "s",
-        Some(Speed),
-        Lower,
-        false,
-        "The cold first prefill of a process, before any warm-up.",
-    ),
     series(
         "output_tokens_per_second",
         "tokens/s",

@@ -19,18 +19,8 @@ pub struct Loaded {
 pub fn open_package(context: &Context) -> Result<Package> {
     let cell = context.cell;
     let package = Package::open(&cell.model.package)?;
+    package.expect(cell.precision, cell.flavour)?;
     let manifest = &package.manifest;
-    if manifest.precision.name != cell.precision || manifest.flavour != cell.flavour {
-        return Err(Error::new(format!(
-            "the package `{}` is {} {}, the cell asks for {} {}",
-            package.root.display(),
-            manifest.precision.name,
-            manifest.flavour,
-            cell.precision,
-            cell.flavour
-        ))
-        .hint("correct `package`, `precision` or `flavour` in the matrix file"));
-    }
     let report = context.report;
     report.fact("package_hash", package.hash.as_str())?;
     report.fact("package_weights", manifest.model.weights.name())?;
@@ -83,6 +73,13 @@ pub fn decoder(context: &Context, model: &Model) -> Result<Decoder> {
     let mut decoder = Decoder::new(model, context.cell.workload.batch as usize, capacity(context))?;
     decoder.touch_cache();
     Ok(decoder)
+}
+
+/// The cold first prefill of the process.
+pub fn first_run(context: &Context, model: &mut Model, decoder: &mut Decoder, prompts: &[Vec<u32>]) -> Result<()> {
+    let start = Instant::now();
+    decoder.prefill(model, prompts)?;
+    context.report.samples("first_run_seconds", context.process, vec![start.elapsed().as_secs_f64()])
 }
 
 /// Goes on until both the repetitions and the measured seconds of the plan are reached.

@@ -40,7 +40,7 @@ impl Measure for Memory {
 
         report.phase("prefill")?;
         sampler.enter("prefill");
-        decoder.prefill(&mut model, &prompts)?;
+        common::first_run(context, &mut model, &mut decoder, &prompts)?;
 
         report.phase("decode")?;
         sampler.enter("decode");
@@ -48,7 +48,7 @@ impl Measure for Memory {
         let decoding = std::time::Instant::now();
         loop {
             for _ in 1..cell.workload.generate_tokens {
-                let next = choose(&decoder, batch)?;
+                let next = choose(&decoder)?;
                 decoder.step(&mut model, &next)?;
             }
             if decoding.elapsed().as_secs_f64() >= DECODE_SECONDS {

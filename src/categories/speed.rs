@@ -31,9 +31,7 @@ impl Measure for Speed {
         let batch = cell.workload.batch as usize;
 
         report.phase("warmup")?;
-        let start = Instant::now();
-        decoder.prefill(&mut model, &prompter.ids()?)?;
-        report.samples("first_run_seconds", 0, vec![start.elapsed().as_secs_f64()])?;
+        common::first_run(context, &mut model, &mut decoder, &prompter.ids()?)?;
         for _ in 0..cell.measurement.warmup {
             request(&mut decoder, &mut model, &prompter, generate)?;
         }
@@ -77,18 +75,17 @@ fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, genera
     let start = Instant::now();
     // A text is tokenized within the request, as a server would.
     let prompts = prompter.ids()?;
-    let batch = prompts.len();
     let prefill_start = Instant::now();
     decoder.prefill(model, &prompts)?;
     let prefill = prefill_start.elapsed().as_secs_f64();
-    let mut next = choose(decoder, batch)?;
+    let mut next = choose(decoder)?;
     let first = Instant::now();
     let mut tokens = next.clone();
     let mut gaps = Vec::with_capacity(generate.saturating_sub(1));
     let mut last = first;
     for _ in 1..generate {
         decoder.step(model, &next)?;
-        next = choose(decoder, batch)?;
+        next = choose(decoder)?;
         tokens.extend_from_slice(&next);
         let now = Instant::now();
         gaps.push((now - last).as_secs_f64());
@@ -98,8 +95,8 @@ fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, genera
 }
 
 /// The most likely token of every row; logits that are not finite end the cell.
-pub(super) fn choose(decoder: &Decoder, batch: usize) -> Result<Vec<u32>> {
-    (0..batch).map(|row| argmax(decoder.logits(row))).collect()
+pub(super) fn choose(decoder: &Decoder) -> Result<Vec<u32>> {
+    decoder.logits().rows().into_iter().map(argmax).collect()
 }
 
 fn hash(tokens: &[u32]) -> String {

@@ -19,6 +19,7 @@ impl Measure for Throughput {
         let mut decoder = common::decoder(context, &model)?;
         let generate = cell.workload.generate_tokens;
         report.phase("warmup")?;
+        common::first_run(context, &mut model, &mut decoder, &prompts)?;
         for _ in 0..cell.measurement.warmup {
             batch(&mut decoder, &mut model, &prompts, generate)?;
         }
@@ -46,10 +47,10 @@ impl Measure for Throughput {
 fn batch(decoder: &mut Decoder, model: &mut Model, prompts: &[Vec<u32>], generate: u32) -> Result<f64> {
     let start = Instant::now();
     decoder.prefill(model, prompts)?;
-    let mut next = choose(decoder, prompts.len())?;
+    let mut next = choose(decoder)?;
     for _ in 1..generate {
         decoder.step(model, &next)?;
-        next = choose(decoder, prompts.len())?;
+        next = choose(decoder)?;
     }
     Ok(start.elapsed().as_secs_f64())
 }

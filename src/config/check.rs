@@ -17,6 +17,8 @@ const VERSION: u32 = 1;
 /// A valid file.
 #[derive(Debug)]
 pub struct Checked {
+    /// The file's folder, where relative paths start.
+    pub folder: PathBuf,
     pub name: String,
     pub models: Vec<Model>,
     pub backends: Vec<Backend>,
@@ -34,7 +36,7 @@ pub struct Checked {
 #[derive(Debug)]
 pub struct Model {
     pub name: String,
-    /// Absolute, with `{precision}` and the like not yet filled in.
+    /// As written, with `{precision}` and the like not yet filled in.
     pub package: String,
     pub precision: Option<Precision>,
     pub flavour: Option<Flavour>,
@@ -145,6 +147,7 @@ impl Checker<'_> {
         matrix.threads.get_or_insert_with(|| vec![default_threads()]);
 
         Checked {
+            folder: self.folder.to_owned(),
             name: file.name.value.clone(),
             models,
             backends,
@@ -189,7 +192,7 @@ impl Checker<'_> {
         }
         Model {
             name: entry.name.value.clone(),
-            package: self.path(&entry.package.value).display().to_string(),
+            package: entry.package.value.clone(),
             precision: entry
                 .precision
                 .as_ref()
@@ -422,12 +425,16 @@ impl Checker<'_> {
         Some(value.value)
     }
 
-    /// A path as written: `~/` is the home folder, relative paths start at the file's folder.
     fn path(&self, text: &str) -> PathBuf {
-        match (text.strip_prefix("~/"), std::env::var_os("HOME")) {
-            (Some(rest), Some(home)) => Path::new(&home).join(rest),
-            _ => self.folder.join(text),
-        }
+        resolve(self.folder, text)
+    }
+}
+
+/// A path as written: `~/` is the home folder, relative paths start at the file's folder.
+pub fn resolve(folder: &Path, text: &str) -> PathBuf {
+    match (text.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => folder.join(text),
     }
 }
 

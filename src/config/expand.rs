@@ -1,10 +1,9 @@
 //! From axes to cells: the product, what `include` adds, what `exclude` drops, what `overrides` set.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use super::Excluded;
-use super::check::{Axes, Checked, Model};
+use super::check::{Axes, Checked, Model, resolve};
 use super::problem::Problem;
 use crate::cell::{Cell, CellId, Flavour, ModelRef, Precision, Workload};
 use crate::digest;
@@ -167,14 +166,14 @@ impl Axes {
 impl Checked {
     fn cell(&self, point: &Point) -> Cell {
         let (model, backend) = (&self.models[point.model], &self.backends[point.backend]);
-        let package = model
+        let written = model
             .package
             .replace("{model}", &model.name)
             .replace("{precision}", point.precision.name())
             .replace("{flavour}", point.flavour.name());
         let mut cell = Cell {
             id: id(&model.name, &backend.name, point),
-            model: ModelRef { name: model.name.clone(), package: PathBuf::from(package) },
+            model: ModelRef { name: model.name.clone(), package: resolve(&self.folder, &written), written },
             backend: backend.clone(),
             precision: point.precision,
             flavour: point.flavour,

@@ -60,18 +60,8 @@ impl Skip {
 }
 
 fn fits(cell: &Cell, package: &Package) -> Result<()> {
+    package.expect(cell.precision, cell.flavour)?;
     let manifest = &package.manifest;
-    if manifest.precision.name != cell.precision || manifest.flavour != cell.flavour {
-        return Err(Error::unsupported(format!(
-            "the package `{}` is {} {}, the cell asks for {} {}",
-            package.root.display(),
-            manifest.precision.name,
-            manifest.flavour,
-            cell.precision,
-            cell.flavour
-        ))
-        .hint("correct `package`, `precision` or `flavour` in the matrix file"));
-    }
     let tokens = u64::from(cell.workload.prompt_tokens) + u64::from(cell.workload.generate_tokens);
     if tokens > manifest.shape.context_length {
         return Err(Error::unsupported(format!(

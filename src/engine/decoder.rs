@@ -4,6 +4,8 @@
 //! `in_place` mode one buffer is bound as past and present and nothing is copied; a step writes the new token ids,
 //! extends the mask, and runs. In `append` mode two buffers take turns and the provider copies.
 
+use ndarray::ArrayView2;
+
 use crate::engine::model::Model;
 use crate::engine::plan::CacheMode;
 use crate::error::{Error, Result};
@@ -32,8 +34,8 @@ pub struct Decoder {
 struct Logits {
     buffer: BufferId,
     bytes: usize,
-    /// Rows of the last position, converted where the graph gives half precision or more than one position.
-    last: Vec<f32>,
+    /// Rows of the last position, where the buffer holds half precision or more than one position.
+    last: Option<Vec<f32>>,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Decoder {
         let positions = bindings.allocate(cells * size_of::<i64>())?;
         let selected = bindings.allocate(batch * size_of::<i64>())?;
         let bytes = batch * model.manifest().shape.vocab_size as usize * model.ports.logits.dtype.size();
-        let logits = Logits { buffer: bindings.allocate(bytes)?, bytes, last: Vec::new() };
+        let logits = Logits { buffer: bindings.allocate(bytes)?, bytes, last: None };
         let mut cache = Vec::with_capacity(model.ports.cache.len());
         for (past, present) in &model.ports.cache {
             let (heads, width) = cache_dims(past)?;
@@ -179,19 +181,14 @@ impl Decoder {
         self.run(model, 1)
     }
 
-    /// The logits of a row's last token, one a vocabulary entry.
-    pub fn logits(&self, row: usize) -> &[f32] {
-        let vocab = if self.logits.last.is_empty() {
-            self.logits.bytes / size_of::<f32>() / self.batch
-        } else {
-            self.logits.last.len() / self.batch
+    /// The logits of every row's last token: `[batch, vocabulary]`.
+    pub fn logits(&self) -> ArrayView2<'_, f32> {
+        let all: &[f32] = match &self.logits.last {
+            Some(converted) => converted,
+            None => self.bindings.read(self.logits.buffer, self.logits.bytes / size_of::<f32>()),
         };
-        let all: &[f32] = if self.logits.last.is_empty() {
-            self.bindings.read(self.logits.buffer, self.batch * vocab)
-        } else {
-            &self.logits.last
-        };
-        &all[row * vocab..(row + 1) * vocab]
+        let shape = (self.batch, all.len() / self.batch);
+        ArrayView2::from_shape(shape, all).expect("logits are whole rows")
     }
 
     fn run(&mut self, model: &mut Model, new: usize) -> Result<()> {
@@ -260,24 +257,26 @@ impl Decoder {
     /// Gathers the last rows as f32 where the graph gives another type or every position.
     fn convert_logits(&mut self, model: &Model, rows: usize, vocab: usize) {
         let half_precision = model.ports.logits.dtype == Dtype::Float16;
-        self.logits.last.clear();
+        self.logits.last = None;
         if rows == 1 && !half_precision && self.logits.bytes == self.batch * vocab * size_of::<f32>() {
             return;
         }
+        let mut last = Vec::with_capacity(self.batch * vocab);
+        let count = self.batch * rows * vocab;
         for row in 0..self.batch {
             let position = match model.padding {
                 Padding::Right if rows > 1 => self.lengths[row] - 1,
                 _ => rows - 1,
             };
             let range = (row * rows + position) * vocab..(row * rows + position + 1) * vocab;
-            let count = self.batch * rows * vocab;
             if half_precision {
                 let all = self.bindings.read::<half::f16>(self.logits.buffer, count);
-                self.logits.last.extend(all[range].iter().map(|value| value.to_f32()));
+                last.extend(all[range].iter().map(|value| value.to_f32()));
             } else {
-                self.logits.last.extend_from_slice(&self.bindings.read::<f32>(self.logits.buffer, count)[range]);
+                last.extend_from_slice(&self.bindings.read::<f32>(self.logits.buffer, count)[range]);
             }
         }
+        self.logits.last = Some(last);
     }
 }
 

@@ -211,7 +211,11 @@ pub fn cell(name: &str, backend: &str) -> Cell {
     let provider = if backend == "openvino" { ProviderKind::OpenVino } else { ProviderKind::Cpu };
     Cell {
         id: CellId(format!("{name}-{backend}")),
-        model: ModelRef { name: name.to_owned(), package: PathBuf::from("/models/fake") },
+        model: ModelRef {
+            name: name.to_owned(),
+            package: PathBuf::from("/models/fake"),
+            written: "models/fake".to_owned(),
+        },
         backend: Backend {
             name: backend.to_owned(),
             runtime: RuntimeRef::Installed(backend.to_owned()),

@@ -45,7 +45,7 @@ pub fn generate(
     let mut next = vec![stops.first().copied().unwrap_or(0); prompts.len()];
     for count in 0..limit {
         for (row, generation) in rows.iter_mut().enumerate().filter(|(_, g)| g.ended == Ended::Length) {
-            let token = sampler.choose(decoder.logits(row))?;
+            let token = sampler.choose(decoder.logits().row(row))?;
             next[row] = token;
             if stops.contains(&token) {
                 generation.ended = Ended::Stop;

@@ -221,7 +221,13 @@ impl Ports<'_> {
                 let dtype = value.dtype().ok_or_else(|| {
                     Error::unsupported(format!("the tensor `{name}` has an element type that the runner cannot bind"))
                 })?;
-                Ok(Port { role, layer, dtype, dims: value.dims(), name })
+                let mut dims = value.dims();
+                // The builder leaves the cache's fixed sizes to its configuration.
+                if let (Some(_), [_, heads, _, width]) = (layer, dims.as_mut_slice()) {
+                    *heads = Dim::Size(self.config.num_key_value_heads);
+                    *width = Dim::Size(self.config.head_size);
+                }
+                Ok(Port { role, layer, dtype, dims, name })
             })
             .collect()
     }

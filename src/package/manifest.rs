@@ -10,6 +10,9 @@ use crate::error::{Context, Error, Result};
 /// The value of `format`.
 pub const FORMAT: &str = "ortbench-package";
 
+/// What helps against a manifest that contradicts itself or its folder.
+pub(super) const EXPORT_AGAIN: &str = "the package is incomplete or was changed; export it again";
+
 /// The version this program reads.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -84,13 +87,14 @@ impl Manifest {
         let positive =
             [shape.layers, shape.hidden_size, shape.attention_heads, shape.kv_heads, shape.head_dim, shape.vocab_size];
         if positive.contains(&0) || self.parameters.total == 0 || self.bytes_read_per_token.weights == 0 {
-            return Err(Error::new("its manifest.json names a size of zero"));
+            return Err(Error::new("its manifest.json names a size of zero").hint(EXPORT_AGAIN));
         }
         let listed = |file: &String| self.files.iter().any(|entry| entry.path == *file);
         let named = self.graphs.iter().flat_map(|graph| std::iter::once(&graph.file).chain(&graph.external_data));
         for file in named.chain(&self.tokenizer).chain(&self.chat_template) {
             if !listed(file) {
-                return Err(Error::new(format!("its manifest.json uses `{file}` but does not list it in `files`")));
+                let message = format!("its manifest.json uses `{file}` but does not list it in `files`");
+                return Err(Error::new(message).hint(EXPORT_AGAIN));
             }
         }
         Ok(())

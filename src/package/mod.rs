@@ -8,9 +8,14 @@ pub mod onnx;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use manifest::*;
 
+use manifest::EXPORT_AGAIN;
+
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use rayon::prelude::*;
+
+use crate::cell::{Flavour, Precision};
 use crate::digest;
 use crate::error::{Context, Error, Result};
 
@@ -62,19 +67,34 @@ impl Package {
     /// # Errors
     /// The first file that differs, by name.
     pub fn verify(&self) -> Result<()> {
-        for file in &self.manifest.files {
+        // One file a thread: hashing is slower than the disks that packages lie on.
+        self.manifest.files.par_iter().try_for_each(|file| {
             let path = self.root.join(&file.path);
             let found = digest::sha256_file(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            if found != file.sha256 {
-                return Err(Error::new(format!("`{}` is not the file that its manifest describes", path.display()))
-                    .because(std::io::Error::other(format!(
-                        "its SHA-256 is {found}, the manifest says {}",
-                        file.sha256
-                    )))
-                    .hint("the file was changed or damaged; export the package again"));
+            if found == file.sha256 {
+                return Ok(());
             }
+            let cause = format!("its SHA-256 is {found}, the manifest says {}", file.sha256);
+            Err(Error::new(format!("`{}` is not the file that its manifest describes", path.display()))
+                .because(std::io::Error::other(cause))
+                .hint("the file was changed or damaged; export the package again"))
+        })
+    }
+
+    /// Checks that the package is what a cell names.
+    ///
+    /// # Errors
+    /// Another precision or flavour.
+    pub fn expect(&self, precision: Precision, flavour: Flavour) -> Result<()> {
+        let (found, graphs) = (self.manifest.precision.name, self.manifest.flavour);
+        if (found, graphs) == (precision, flavour) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::unsupported(format!(
+            "the package `{}` is {found} {graphs}, the cell asks for {precision} {flavour}",
+            self.root.display(),
+        ))
+        .hint("correct `package`, `precision` or `flavour` in the matrix file"))
     }
 
     /// The graph that turns token ids into logits.
@@ -138,5 +158,3 @@ fn check_size(root: &Path, file: &FileEntry) -> Result<()> {
     }
     Ok(())
 }
-
-const EXPORT_AGAIN: &str = "the package is incomplete or was changed; export it again";

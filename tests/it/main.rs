@@ -1,10 +1,13 @@
 //! The one integration binary.
 
+mod real;
 mod support;
 
 mod architecture;
 mod commands;
 mod endings;
+mod generation;
 mod interruption;
 mod limits;
+mod measuring;
 mod tables;

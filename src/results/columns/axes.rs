@@ -50,8 +50,8 @@ fn settings() -> Vec<Column> {
         column("model", Kind::Text, "The model's name in the matrix.", |row| {
             Some(row.outcome.cell.model.name.as_str().into())
         }),
-        column("package", Kind::Text, "The model package's folder.", |row| {
-            Some(row.outcome.cell.model.package.display().to_string().into())
+        column("package", Kind::Text, "The model package's folder, as the matrix file writes it.", |row| {
+            Some(row.outcome.cell.model.written.as_str().into())
         }),
         column("backend", Kind::Text, "The backend's name in the matrix.", |row| {
             Some(row.outcome.cell.backend.name.as_str().into())

@@ -1,0 +1,53 @@
+//! Real packages on real libraries: what `make packages` exported and `ortbench runtime install` placed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The folder of an exported miniature.
+pub fn package(name: &str) -> PathBuf {
+    let folder = root().join("models/packages/qwen3-tiny").join(name);
+    assert!(folder.join("manifest.json").is_file(), "`{}` is missing: run `make packages`", folder.display());
+    folder
+}
+
+/// Runs the program.
+pub fn ortbench(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ortbench")).args(arguments).output().expect("the program starts")
+}
+
+/// Runs `ortbench generate` and returns what it printed.
+pub fn generate(package: &Path, arguments: &[&str]) -> String {
+    let mut all = vec!["generate", package.to_str().expect("a path in UTF-8"), "--quiet"];
+    all.extend(arguments);
+    let output = ortbench(&all);
+    assert!(output.status.success(), "{all:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Runs a command that must fail; returns its exit code and standard error.
+pub fn fails(arguments: &[&str]) -> (i32, String) {
+    let output = ortbench(arguments);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{arguments:?} should fail");
+    assert!(!text.contains("panicked"), "{text}");
+    (output.status.code().expect("an exit code"), text)
+}
+
+/// A committed JSON file.
+pub fn json(path: &str) -> Value {
+    let text = std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// A list of ids as `generate --ids` prints them.
+pub fn ids(value: &Value) -> String {
+    let ids: Vec<_> = value.as_array().expect("a list").iter().map(|id| id.to_string()).collect();
+    ids.join(" ")
+}
