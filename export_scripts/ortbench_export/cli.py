@@ -8,7 +8,7 @@ from pathlib import Path
 from ortbench_export import __version__
 from ortbench_export.errors import ExportError
 from ortbench_export.export import Destination, export_checkpoint, export_random
-from ortbench_export.options import BLOCK_SIZES, FLAVOURS, PRECISIONS, ExportOptions
+from ortbench_export.options import ATTENTION_FORMS, BLOCK_SIZES, FLAVOURS, PRECISIONS, ExportOptions
 from ortbench_export.registry import ARCHITECTURES
 
 EXIT_BAD_INPUT = 2
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _export(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     options = ExportOptions(given.precision, given.flavour, given.block_size, given.accuracy_level, given.logits,
-                            given.activations, given.context_length)
+                            given.activations, given.context_length, given.attention)
     destination = Destination(given.output, given.force)
     if given.random_weights:
         if given.checkpoint is not None or given.config is None:
@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="of the positions that the input logits_positions names, or of all (default: selected)")
     export.add_argument("--context-length", type=_positive, metavar="N",
                         help="shorten the rotary tables to N positions (default: as config.json says)")
+    export.add_argument("--attention", choices=ATTENTION_FORMS,
+                        help="latent attention only: cache keys and values of every head, or the latent that they are "
+                        "made of (default: expanded)")
     export.add_argument("--model-id", metavar="NAME", help="the model's name (default: the folder's)")
     export.add_argument("--random-weights", action="store_true", help="draw weights instead of reading a checkpoint")
     export.add_argument("--config", type=Path, metavar="FILE",

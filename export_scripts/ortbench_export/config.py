@@ -28,6 +28,37 @@ class Config:
             raise ExportError(f"{self.path}: `{key}` must be a positive number, not {value!r}")
         return float(value)
 
+    def integer_of(self, *keys: str) -> int:
+        """A positive integer that goes by several names, the first of them that is given."""
+        return self.integer(next((key for key in keys if self.values.get(key) is not None), keys[0]))
+
+    def integer_or(self, key: str, default: int | None) -> int | None:
+        """A positive integer, or the default where it is absent or null."""
+        return default if self.values.get(key) is None else self.integer(key)
+
+    def natural(self, key: str, default: int) -> int:
+        """An integer that may be zero, or the default where it is absent or null."""
+        return 0 if self.values.get(key) == 0 else self.integer_or(key, default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise ExportError(f"{self.path}: `{key}` must be true or false, not {value!r}")
+        return value
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of integers, empty where it is absent or null."""
+        value = self.values.get(key) or []
+        if not isinstance(value, list) or not all(type(each) is int for each in value):
+            raise ExportError(f"{self.path}: `{key}` must be a list of integers, not {value!r}")
+        return tuple(value)
+
+    def at_most(self, key: str, value: int, limit: int) -> None:
+        """Refuse a number that is larger than there is room for."""
+        if value > limit:
+            raise ExportError(f"{self.path}: `{key}` is {value}, more than the {limit} there are")
+
     def expect(self, key: str, allowed: tuple, default) -> None:
         """Refuse a value that the graph would silently ignore."""
         value = self.values.get(key, default)

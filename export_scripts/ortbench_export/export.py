@@ -36,7 +36,7 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
                       model_id: str | None = None, threads: int | None = None) -> None:
     """Write the package of a Hugging Face checkpoint folder."""
     config = read_config(checkpoint_folder / "config.json")
-    architecture = find_architecture(config)
+    architecture = find_architecture(config, options)
     checkpoint = Checkpoint(checkpoint_folder)
     try:
         source = CheckpointSource(checkpoint, threads)
@@ -62,7 +62,7 @@ def export_random(config_file: Path, seed: int, destination: Destination, option
                   model_id: str | None = None) -> None:
     """Write a package of the shape that a `config.json` describes, with random weights."""
     config = read_config(config_file)
-    architecture = find_architecture(config)
+    architecture = find_architecture(config, options)
     graph = Graph(options, RandomSource(seed))
     shape = architecture.build(graph, architecture.read(config, None))
     name = config_file.resolve().parent.name if config_file.name == "config.json" else config_file.stem

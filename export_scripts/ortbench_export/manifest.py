@@ -81,10 +81,10 @@ def manifest(graph: Graph, shape: ModelShape, origin: ModelOrigin, tokens: Speci
         "cache": {
             "dtype": options.dtype.name,
             "bytes_per_token": shape.cache_bytes_per_token,
-            "update": "in_place_or_append" if options.fused else "append",
+            "update": "in_place_or_append" if shape.cache_in_place else "append",
         },
-        # GroupQueryAttention counts a row's tokens from its start; the plain graph appends behind the whole batch.
-        "padding": ["right"] if options.fused else ["left"],
+        # GroupQueryAttention counts a row's tokens from its start; other graphs append behind the whole batch.
+        "padding": ["right"] if shape.cache_in_place else ["left"],
         "tokens": {"bos": tokens.bos, "pad": tokens.pad, "eos": list(tokens.eos)},
         "tokenizer": tokenizer,
         "chat_template": chat_template,

@@ -8,6 +8,7 @@ from ortbench_export.errors import ExportError
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 FLAVOURS = ("fused", "plain")
+ATTENTION_FORMS = ("expanded", "absorbed")
 # Block size 64 falls on a slow path of the CPU kernels, so it is not offered.
 BLOCK_SIZES = (32, 128)
 
@@ -40,6 +41,8 @@ class ExportOptions:
     logits: str = "selected"
     activations: str | None = None
     context_length: int | None = None
+    # Form of latent attention; None is `expanded`, and the only choice of other architectures.
+    attention: str | None = None
 
     def __post_init__(self):
         if self.activations not in (None, "fp32", "fp16"):
@@ -81,4 +84,5 @@ class ExportOptions:
             "activations": self.activation_name,
             "logits": self.logits,
             "context_length": self.context_length,
+            "attention": self.attention,
         }

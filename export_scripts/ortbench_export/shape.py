@@ -10,6 +10,13 @@ class ParameterCount:
     total: int
     active_per_token: int
 
+    @classmethod
+    def of(cls, multiplied: int, idle: int, table: int, tied: bool) -> "ParameterCount":
+        """`multiplied` weights that every token multiplies with, `idle` ones of experts that it passes by, and a
+        `table` that is the head, and again the embedding unless they are tied."""
+        active = multiplied + table
+        return cls(total=active + idle + (0 if tied else table), active_per_token=active)
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -28,6 +35,8 @@ class ModelShape:
     lm_head_precision: str
     # One sequence, all layers, keys and values.
     cache_bytes_per_token: int
+    # Whether past and present may be one buffer, in which a row's tokens are counted from its start.
+    cache_in_place: bool
     experts: int | None = None
     experts_per_token: int | None = None
     expert_intermediate_size: int | None = None

@@ -30,9 +30,7 @@ class Decoder:
 
     def reset(self, batch: int = 1) -> None:
         """Forget everything: an empty cache of `batch` rows."""
-        kv_heads, head_dim = self.manifest["shape"]["kv_heads"], self.manifest["shape"]["head_dim"]
-        empty = np.zeros((batch, kv_heads, 0, head_dim), self.manifest["cache"]["dtype"])
-        self.cache = [empty] * len(self.past)
+        self.cache = [np.zeros((batch, port["dims"][1], 0, port["dims"][3]), port["dtype"]) for port in self.past]
 
     def step(self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, wanted=None) -> np.ndarray:
         """Logits `[batch, sequence, vocab]` of ids `[batch, sequence]`, and the cache moves on.

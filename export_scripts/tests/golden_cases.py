@@ -8,7 +8,9 @@ import ml_dtypes
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "golden.npz").is_file())
+ALL = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "golden.npz").is_file())
+MIXTURES = [name for name in ALL if "-moe-" in name]
+NAMES = [name for name in ALL if name not in MIXTURES]
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 PROMPT = 9
 

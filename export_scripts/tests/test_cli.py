@@ -70,7 +70,7 @@ def test_config_without_weights(refused, tmp_path):
 def test_unknown_architecture_lists_those_known(refused, checkpoint):
     message = refused(checkpoint(architectures=["LlamaForCausalLM"]))
     assert "`LlamaForCausalLM` is not known" in message
-    assert "known architectures: Qwen3ForCausalLM" in message
+    assert "known architectures: Glm4MoeLiteForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM" in message
 
 
 def test_config_that_is_not_json(refused, tmp_path):

@@ -9,11 +9,12 @@ import numpy as np
 from onnx import TensorProto
 
 from ortbench_export.blocks.linear import linear
+from ortbench_export.blocks.mask import visible_keys
 from ortbench_export.blocks.norm import norm_weight, rms_norm
 from ortbench_export.blocks.rope import rope_rows, rope_tables, rotate
 from ortbench_export.errors import ExportError
 from ortbench_export.graph import CONTRIB, Graph, Port
-from ortbench_export.weights.tensors import Matrix
+from ortbench_export.weights.tensors import Matrix, Part
 
 FUSED_HEAD_MULTIPLE = 16
 
@@ -82,7 +83,7 @@ def attention(graph: Graph, layer: int, source_name: str, x: str, shape: Attenti
     name = f"/model/layers.{layer}/attn"
     cache = cache_ports(graph, layer, shape)
     widths = [shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.head_dim]
-    parts = tuple((f"{source_name}.{which}_proj.weight", rows) for which, rows in zip("qkv", widths, strict=True))
+    parts = tuple(Part(f"{source_name}.{which}_proj.weight", rows) for which, rows in zip("qkv", widths, strict=True))
     packed = linear(graph, f"{name}/qkv_proj", x, Matrix(parts, shape.hidden))
     q, k, v = graph.node("Split", f"{name}/qkv_proj/Split", [packed, graph.constant(widths)], outputs=3, axis=-1)
     q_weight = norm_weight(graph, f"{name}/q_norm", f"{source_name}.q_norm.weight", shape.head_dim)
@@ -91,7 +92,7 @@ def attention(graph: Graph, layer: int, source_name: str, x: str, shape: Attenti
     k = _heads_norm(graph, f"{name}/k_norm", k, k_weight, shape.kv_heads, shape)
     attend = _attend_fused if graph.options.fused else _attend_plain
     context = attend(graph, name, q, k, v, cache, shape, state)
-    output = Matrix(((f"{source_name}.o_proj.weight", shape.hidden),), widths[0], output_gain)
+    output = Matrix((Part(f"{source_name}.o_proj.weight", shape.hidden),), widths[0], output_gain)
     return linear(graph, f"{name}/o_proj", context, output)
 
 
@@ -159,21 +160,8 @@ def _lengths(graph: Graph, mask: str) -> tuple[str, str]:
 
 def _plain_state(graph: Graph, shape: AttentionShape, mask: str, position_ids: str,
                  tables: tuple[str, str]) -> PlainState:
-    """A key is visible when it is real and not later than the query; queries are the last `sequence` of `total`."""
     name = "/model/mask"
-    zero, one = graph.constant(0), graph.constant(1)
-    total = graph.node("Shape", f"{name}/total/Shape", [mask], start=1, end=2)
-    total_scalar = graph.node("Squeeze", f"{name}/total/Squeeze", [total, graph.constant([0])])
-    sequence = graph.node("Shape", f"{name}/sequence/Shape", ["input_ids"], start=1, end=2)
-    sequence_scalar = graph.node("Squeeze", f"{name}/sequence/Squeeze", [sequence, graph.constant([0])])
-    past = graph.node("Sub", f"{name}/past/Sub", [total_scalar, sequence_scalar])
-    keys = graph.node("Range", f"{name}/keys/Range", [zero, total_scalar, one])
-    queries = graph.node("Range", f"{name}/queries/Range", [past, total_scalar, one])
-    queries = graph.node("Unsqueeze", f"{name}/queries/Unsqueeze", [queries, graph.constant([1])])
-    causal = graph.node("LessOrEqual", f"{name}/causal/LessOrEqual", [keys, queries])
-    real = graph.node("Cast", f"{name}/real/Cast", [mask], to=TensorProto.BOOL)
-    real = graph.node("Unsqueeze", f"{name}/real/Unsqueeze", [real, graph.constant([1, 2])])
-    visible = graph.node("And", f"{name}/And", [real, causal])
+    visible, total = visible_keys(graph, mask)
     per_head = graph.node("Concat", f"{name}/per_head/Concat", [graph.constant([0, shape.heads, -1]), total], axis=0)
     per_group = graph.node("Concat", f"{name}/per_group/Concat", [graph.constant([0, shape.kv_heads, -1]), total],
                            axis=0)

@@ -27,7 +27,7 @@ def embed(graph: Graph, name: str, ids: str, matrix: Matrix) -> tuple[str, Embed
     if scheme is None:
         return _embed_floats(graph, name, ids, matrix)
     if scheme.bits == 4 and matrix.columns % 2:
-        raise ExportError(f"`{matrix.parts[0][0]}` has {matrix.columns} columns, an odd number",
+        raise ExportError(f"`{matrix.parts[0].tensor}` has {matrix.columns} columns, an odd number",
                           "export with `--precision int8` or `fp16`")
     if graph.options.fused:
         tensors = _plan_table(graph, name, matrix, scheme)
@@ -95,7 +95,7 @@ def _embed_dequantized(graph: Graph, name: str, ids: str, matrix: Matrix, scheme
     blocks, dtype = scheme.blocks(matrix.columns), graph.options.dtype
     if matrix.columns % scheme.block_size:
         raise ExportError(
-            f"`{matrix.parts[0][0]}` has {matrix.columns} columns, not a multiple of the block size "
+            f"`{matrix.parts[0].tensor}` has {matrix.columns} columns, not a multiple of the block size "
             f"{scheme.block_size}, which the plain flavour needs", "choose another `--block-size` or `--flavour fused`")
     tensors = _plan_table(graph, name, matrix, scheme)
     codes = graph.node("Gather", f"{name}/Gather", [tensors[0], ids], axis=0)

@@ -22,8 +22,8 @@ def linear(graph: Graph, name: str, x: str, matrix: Matrix) -> str:
 
 def require(graph: Graph, matrix: Matrix) -> None:
     """Fail unless the weight source has every part of the matrix."""
-    for part, rows in matrix.parts:
-        graph.source.require(part, (rows, matrix.columns))
+    for part in matrix.parts:
+        graph.source.require(part.tensor, (part.rows, matrix.columns))
 
 
 def matmul_nbits(graph: Graph, name: str, x: str, matrix: Matrix, scheme: Scheme, codes: str, scales: str) -> str:
@@ -54,7 +54,7 @@ def _dequantized_linear(graph: Graph, name: str, x: str, matrix: Matrix, scheme:
     """DequantizeLinear before MatMul, which ONNX Runtime's CPU provider fuses into one kernel."""
     if matrix.columns % scheme.block_size or matrix.rows % 2:
         raise ExportError(
-            f"`{matrix.parts[0][0]}` has {matrix.rows} outputs and {matrix.columns} inputs: in the plain flavour "
+            f"`{matrix.parts[0].tensor}` has {matrix.rows} outputs and {matrix.columns} inputs: in the plain flavour "
             f"outputs must be even and inputs a multiple of the block size {scheme.block_size}",
             "choose another `--block-size`, `--flavour fused`, or `--precision fp16`",
         )

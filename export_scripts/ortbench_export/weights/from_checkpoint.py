@@ -11,7 +11,7 @@ from ortbench_export.checkpoint import FLOAT_TYPES, Checkpoint
 from ortbench_export.errors import ExportError
 from ortbench_export.options import Scheme
 from ortbench_export.quantize.blockwise import quantize_columns, quantize_rows
-from ortbench_export.weights.tensors import Matrix
+from ortbench_export.weights.tensors import Matrix, Part
 
 # Rows are read in pieces of about this many values: 8 MB as float32, a few times that while being quantized.
 CHUNK_VALUES = 2 << 20
@@ -26,6 +26,9 @@ class CheckpointSource:
         self.checkpoint = checkpoint
         self.threads = threads or min(os.cpu_count() or 1, 8)
         self._required: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        return name in self.checkpoint.entries
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         entry = self.checkpoint.entries.get(name)
@@ -106,16 +109,26 @@ class CheckpointSource:
             yield gathered
         yield from scales
 
+    def _rows(self, part: Part, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` of a part, float32; of a part with a partner, `start` and `stop` are even."""
+        first = part.start
+        if part.partner is None:
+            return self.checkpoint.rows(part.tensor, first + start, first + stop)
+        second, (start, stop) = part.partner[1], (start // 2, stop // 2)
+        turns = (self.checkpoint.rows(part.tensor, first + start, first + stop),
+                 self.checkpoint.rows(part.partner[0], second + start, second + stop))
+        return np.stack(turns, axis=1).reshape(2 * (stop - start), -1)
+
     def _map_rows(self, matrix: Matrix, columns: slice, convert: Callable) -> Iterator:
         """`convert` applied to pieces of the matrix on several threads, in the matrix's order of rows."""
         # An even number of rows, so that pairs of 4-bit codes along the rows never straddle two pieces.
         step = max(2, CHUNK_VALUES // matrix.columns // 2 * 2)
 
-        def work(name: str, start: int, stop: int):
-            return convert(self.checkpoint.rows(name, start, stop)[:, columns])
+        def work(part: Part, start: int, stop: int):
+            return convert(self._rows(part, start, stop)[:, columns])
 
-        pieces = ((name, start, min(start + step, rows)) for name, rows in matrix.parts
-                  for start in range(0, rows, step))
+        pieces = ((part, start, min(start + step, part.rows)) for part in matrix.parts
+                  for start in range(0, part.rows, step))
         if self.threads == 1:
             yield from (work(*piece) for piece in pieces)
             return

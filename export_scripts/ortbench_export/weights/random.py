@@ -25,6 +25,9 @@ class RandomSource:
     def __init__(self, seed: int):
         self.seed = seed
 
+    def has(self, name: str) -> bool:
+        return True
+
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         pass
 
@@ -61,7 +64,9 @@ class RandomSource:
             yield table[chunk.view("<u2")]
 
     def _bytes(self, matrix: Matrix, what: str, count: int) -> Iterator[np.ndarray]:
-        generator = self._generator(f"{what} {matrix.parts[0][0]}")
+        first = matrix.parts[0]
+        # Several matrices may be cut out of one tensor.
+        generator = self._generator(f"{what} {first.tensor}" + (f" from {first.start}" if first.start else ""))
         for start in range(0, count, CHUNK_BYTES):
             wanted = min(CHUNK_BYTES, count - start)
             yield generator.random_raw(-(-wanted // 8)).astype("<u8", copy=False).view(np.uint8)[:wanted]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -20,18 +20,32 @@ BITS_PER_ELEMENT = {
 }
 
 
+class Part(NamedTuple):
+    """`rows` rows of a checkpoint's tensor from row `start` on; of a three-dimensional tensor `[n, rows, columns]` the
+    leading axes count as one.
+
+    With a `partner` (tensor, start), half of the rows come from there: one of the tensor's, one of the partner's, in
+    turn, as kernels want the gate and the up projection of an expert.
+    """
+
+    tensor: str
+    rows: int
+    start: int = 0
+    partner: tuple[str, int] | None = None
+
+
 @dataclass(frozen=True)
 class Matrix:
-    """A logical weight `[rows, columns]` (outputs × inputs): tensors of the checkpoint stacked along their rows."""
+    """A logical weight `[rows, columns]` (outputs × inputs): parts of the checkpoint stacked along their rows."""
 
-    parts: tuple[tuple[str, int], ...]
+    parts: tuple[Part, ...]
     columns: int
     # Standard deviation of random weights relative to 1/sqrt(columns); nothing else reads it.
     random_gain: float = 1.0
 
     @property
     def rows(self) -> int:
-        return sum(rows for _, rows in self.parts)
+        return sum(part.rows for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,8 @@ class StoredTensor:
     name: str
     dtype: int
     shape: tuple[int, ...]
-    # How many bytes of it one decoded token reads: all of a matrix, one row of a table.
+    # How many slices along the first axis one decoded token reads: all (None) of a matrix, one row of a table, the
+    # chosen experts of a stack.
     rows_read_per_token: int | None = None
 
     @property
@@ -66,6 +81,9 @@ class Production:
 
 class WeightSource(Protocol):
     """Where values come from. Every method but `require` yields arrays whose bytes follow one another in the file."""
+
+    def has(self, name: str) -> bool:
+        """Whether the source has a tensor of this name: for what checkpoints lay out in several ways."""
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """Fail unless the source has this tensor in this shape."""
