@@ -53,7 +53,7 @@ fn install(names: &[String], wheel: Option<PathBuf>) -> Result<()> {
     let pins = names.iter().map(|name| catalog::pin(name)).collect::<Result<Vec<_>>>()?;
     let root = catalog::folder()?;
     for pin in pins {
-        match install::install(&root, pin, wheel.as_deref())? {
+        match install::install(&root, pin, wheel.as_deref(), &|step| eprintln!("{step}"))? {
             Outcome::AlreadyThere(place) => println!("{} {} is there: {}", pin.name, pin.version, place.display()),
             Outcome::Placed(place) => println!("{} {} placed in {}", pin.name, pin.version, place.display()),
         }

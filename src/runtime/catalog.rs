@@ -23,6 +23,10 @@ pub struct Pin {
     pub arch: &'static str,
     /// The wheel's platform tag.
     pub platform: &'static str,
+    /// The version of Python that the pinned wheel was built for.
+    pub python: &'static str,
+    /// Size of the wheel.
+    pub wheel_bytes: u64,
     /// SHA-256 of the wheel, in hex.
     pub sha256: &'static str,
     /// Bytes on the disk once unpacked, rounded up.
@@ -39,6 +43,8 @@ pub const PINS: &[Pin] = &[
         version: "1.31.1",
         arch: "x86_64",
         platform: "manylinux_2_28_x86_64",
+        python: "3.12",
+        wheel_bytes: 23_760_988,
         sha256: "1f3dea47f2f0e5117c2404cea7d21fd253ae7836a3bf167a501cdfbb2600d536",
         unpacked_bytes: 30 << 20,
         about: "CPU provider",
@@ -49,6 +55,8 @@ pub const PINS: &[Pin] = &[
         version: "1.31.1",
         arch: "aarch64",
         platform: "manylinux_2_28_aarch64",
+        python: "3.12",
+        wheel_bytes: 21_420_803,
         sha256: "0b9a492176886992e0e875f06bc0367e333f5fff11711a2d642e18b02f3009cc",
         unpacked_bytes: 30 << 20,
         about: "CPU provider",
@@ -59,6 +67,8 @@ pub const PINS: &[Pin] = &[
         version: "1.24.1",
         arch: "x86_64",
         platform: "manylinux_2_28_x86_64",
+        python: "3.12",
+        wheel_bytes: 84_433_207,
         sha256: "d617fac2f59a6ab5ea59a788c3e1592240a129642519aaeaa774761dfe35150e",
         unpacked_bytes: 180 << 20,
         about: "CPU and OpenVINO providers, with OpenVINO's libraries",
@@ -69,6 +79,8 @@ pub const PINS: &[Pin] = &[
         version: "1.31.1",
         arch: "x86_64",
         platform: "manylinux_2_28_x86_64",
+        python: "3.12",
+        wheel_bytes: 255_569_273,
         sha256: "05d548956197b9d01f59b625de740e0d6be3593f874e241a12dc0362650ecdf7",
         unpacked_bytes: 400 << 20,
         about: "CPU, CUDA and TensorRT providers; needs an NVIDIA driver, CUDA 13 and cuDNN 9 beside it",

@@ -1,21 +1,24 @@
-//! Placing a build of ONNX Runtime: fetch the pinned wheel with pip, check its hash, unpack its shared libraries.
+//! Placing a build of ONNX Runtime: fetch the pinned wheel, check its hash, unpack its shared libraries.
 //!
 //! Everything happens in a temporary folder beside the final one, which is renamed when it is whole: an interrupted
-//! installation leaves nothing under the final name, and of two at once one wins.
+//! installation leaves nothing under the final name. Of two at once, the second waits and finds the first's work done.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use zip::ZipArchive;
 
 use super::catalog::{self, Installed, MARKER, Pin};
+use super::fetch;
 use crate::digest;
 use crate::error::{Context, Error, Kind, Result};
 use crate::units;
+
+/// How the names of temporary folders begin.
+const TEMPORARY: &str = ".installing-";
 
 /// What an installation did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,98 +29,123 @@ pub enum Outcome {
     Placed(PathBuf),
 }
 
-/// Installs a runtime below `root`, from `wheel` where one is at hand, else through pip.
+/// Installs a runtime below `root`, from `wheel` where one is at hand, else through pip. `say` hears of steps that
+/// take long.
 ///
 /// # Errors
 /// No pip, no network, a wheel with another hash, a full disk, a folder that cannot be written; nothing is left under
 /// the final name then.
-pub fn install(root: &Path, pin: &Pin, wheel: Option<&Path>) -> Result<Outcome> {
+pub fn install(root: &Path, pin: &Pin, wheel: Option<&Path>, say: &dyn Fn(&str)) -> Result<Outcome> {
     let target = catalog::place(root, pin);
     if catalog::installed(&target).is_some() {
         return Ok(Outcome::AlreadyThere(target));
     }
     let failed = || format!("cannot install the runtime `{}`", pin.name);
-    let temporary = prepare(root, pin).with_context(failed)?;
-    let wheel = match wheel {
+    make_writable(root).with_context(failed)?;
+    let lock = lock(root, say);
+    if catalog::installed(&target).is_some() {
+        return Ok(Outcome::AlreadyThere(target));
+    }
+    if lock.is_some() {
+        sweep(root);
+    }
+    check_room(root, pin, wheel.is_none()).with_context(failed)?;
+    let temporary = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(root);
+    let temporary = temporary.with_context(|| unwritable(root)).map_err(elsewhere).with_context(failed)?;
+
+    let file = match wheel {
         Some(file) => file.to_owned(),
-        None => download(pin, temporary.path()).with_context(failed)?,
+        None => {
+            say(&format!("fetching {} {} ({})", pin.project, pin.version, units::bytes(pin.wheel_bytes)));
+            fetch::fetch(&fetch::pips(), pin, temporary.path()).with_context(failed)?
+        }
     };
-    check_hash(&wheel, pin).with_context(failed)?;
+    check_hash(&file, pin, wheel.is_none()).with_context(failed)?;
     let unpacked = temporary.path().join("unpacked");
-    unpack(&wheel, &unpacked, pin).with_context(|| format!("{}: cannot unpack `{}`", failed(), wheel.display()))?;
+    unpack(&file, &unpacked, pin)
+        .with_context(|| format!("{}: cannot unpack `{}`", failed(), file.display()))
+        .map_err(|error| error.kind(Kind::Environment))?;
     // A folder without its marker is the rest of something that went wrong.
     if target.exists() && catalog::installed(&target).is_none() {
-        fs::remove_dir_all(&target).with_context(|| format!("cannot remove `{}`", target.display()))?;
+        fs::remove_dir_all(&target)
+            .with_context(|| format!("{}: cannot remove `{}`", failed(), target.display()))
+            .map_err(elsewhere)?;
     }
     match fs::rename(&unpacked, &target) {
         Ok(()) => Ok(Outcome::Placed(target)),
-        // Another installation was faster.
+        // Another installation was faster, on a disk that has no locks.
         Err(_) if catalog::installed(&target).is_some() => Ok(Outcome::AlreadyThere(target)),
         Err(error) => Err(Error::environment(failed()).because(error)),
     }
 }
 
-/// A temporary folder on the disk of the final one, which must have room for the wheel and its contents.
-fn prepare(root: &Path, pin: &Pin) -> Result<tempfile::TempDir> {
-    let unwritable = || format!("cannot write to `{}`", root.display());
-    let elsewhere = "set ORTBENCH_CACHE to a folder that this user may write";
-    let environment = |error: Error| error.kind(Kind::Environment).hint(elsewhere);
-    fs::create_dir_all(root).with_context(unwritable).map_err(environment)?;
-    let disk = rustix::fs::statvfs(root).with_context(unwritable).map_err(environment)?;
-    let (free, needed) = (disk.f_bavail * disk.f_frsize, 2 * pin.unpacked_bytes);
+fn unwritable(root: &Path) -> String {
+    format!("cannot write to `{}`", root.display())
+}
+
+/// Errors of the folder have the same kind and remedy.
+fn elsewhere(error: Error) -> Error {
+    error.kind(Kind::Environment).hint("set ORTBENCH_CACHE to a folder that this user may write")
+}
+
+fn make_writable(root: &Path) -> Result<()> {
+    fs::create_dir_all(root).with_context(|| unwritable(root)).map_err(elsewhere)?;
+    // Asked before a download rather than after it.
+    rustix::fs::access(root, rustix::fs::Access::WRITE_OK).with_context(|| unwritable(root)).map_err(elsewhere)
+}
+
+/// Waits until no other installation works below `root`. `None` on a disk without locks, where the rename alone
+/// decides.
+fn lock(root: &Path, say: &dyn Fn(&str)) -> Option<File> {
+    let folder = File::open(root).ok()?;
+    match folder.try_lock() {
+        Ok(()) => Some(folder),
+        Err(TryLockError::WouldBlock) => {
+            say("another installation is under way; waiting for it to end");
+            folder.lock().ok().map(|()| folder)
+        }
+        Err(TryLockError::Error(_)) => None,
+    }
+}
+
+/// Removes what killed installations left. Only the holder of the lock may.
+fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            // What cannot be removed costs room and nothing else.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The disk must hold the wheel, if it is to be fetched, and its contents.
+fn check_room(root: &Path, pin: &Pin, fetching: bool) -> Result<()> {
+    let disk = rustix::fs::statvfs(root).with_context(|| unwritable(root)).map_err(elsewhere)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let needed = pin.unpacked_bytes + if fetching { pin.wheel_bytes } else { 0 };
     if free < needed {
         let message =
             format!("`{}` has {} free, and {} are needed", root.display(), units::bytes(free), units::bytes(needed));
         return Err(Error::environment(message).hint("free some room, or set ORTBENCH_CACHE to a folder with more"));
     }
-    tempfile::Builder::new().prefix(".installing-").tempdir_in(root).with_context(unwritable).map_err(environment)
-}
-
-/// Fetches the wheel with the user's pip, whose settings (index, proxy, certificates) hold.
-fn download(pin: &Pin, folder: &Path) -> Result<PathBuf> {
-    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
-    let offline = format!("or fetch the wheel elsewhere and pass it with `--wheel` (SHA-256 {})", pin.sha256);
-    let output = Command::new(&python)
-        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"])
-        .args(["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12"])
-        .args(["--platform", pin.platform, "--dest"])
-        .arg(folder)
-        .arg(format!("{}=={}", pin.project, pin.version))
-        .output()
-        .map_err(|error| {
-            Error::environment(format!("cannot run `{}`", python.display()))
-                .because(error)
-                .hint(format!("install Python 3.10 or later with pip, or set PYTHON; {offline}"))
-        })?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let no_pip = text.contains("No module named pip");
-        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned();
-        let hint = if no_pip {
-            format!("install pip (Debian: `apt install python3-pip`), {offline}")
-        } else {
-            format!("check the network and pip's settings, {offline}")
-        };
-        return Err(Error::environment(format!("pip cannot fetch {} {}", pin.project, pin.version))
-            .because(io::Error::other(last))
-            .hint(hint));
-    }
-    let files = fs::read_dir(folder).context("cannot read the download's folder")?;
-    files
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| Error::environment("pip ended well but left no wheel"))
-}
-
-fn check_hash(wheel: &Path, pin: &Pin) -> Result<()> {
-    let failed = || format!("cannot read the wheel `{}`", wheel.display());
-    let found = digest::sha256_file(wheel).with_context(failed)?;
-    if found != pin.sha256 {
-        return Err(Error::new(format!("`{}` is not the pinned wheel of {}", wheel.display(), pin.project))
-            .because(io::Error::other(format!("its SHA-256 is {found}, pinned is {}", pin.sha256)))
-            .hint(format!("the wheel must be {} {} for {}", pin.project, pin.version, pin.platform)));
-    }
     Ok(())
+}
+
+fn check_hash(wheel: &Path, pin: &Pin, fetched: bool) -> Result<()> {
+    let found = digest::sha256_file(wheel).with_context(|| format!("cannot read the wheel `{}`", wheel.display()))?;
+    if found == pin.sha256 {
+        return Ok(());
+    }
+    let error = Error::new(format!("`{}` is not the pinned wheel of {}", wheel.display(), pin.project))
+        .because(io::Error::other(format!("its SHA-256 is {found}, pinned is {}", pin.sha256)));
+    Err(if fetched {
+        error.kind(Kind::Environment).hint("the package index that pip uses serves another file under this name")
+    } else {
+        error.hint(format!(
+            "the wheel must be {} {} for CPython {} and {}",
+            pin.project, pin.version, pin.python, pin.platform
+        ))
+    })
 }
 
 /// Unpacks the shared libraries below `onnxruntime/capi/` into a new folder and writes its marker.
@@ -136,9 +164,11 @@ fn unpack(wheel: &Path, folder: &Path, pin: &Pin) -> Result<()> {
         match copies.get(&(entry.crc32(), entry.size())) {
             // Equal sums and sizes are not yet equal bytes.
             Some(first) if same(first, &path)? => {
-                let failed = || format!("cannot link `{name}`");
-                fs::remove_file(&path).with_context(failed)?;
-                fs::hard_link(first, &path).with_context(failed)?;
+                // On a disk without hard links the copy stays.
+                let link = folder.join("link");
+                if fs::hard_link(first, &link).is_ok() {
+                    fs::rename(&link, &path).with_context(|| format!("cannot link `{name}`"))?;
+                }
             }
             _ => {
                 copies.insert((entry.crc32(), entry.size()), path);
@@ -200,6 +230,8 @@ mod tests {
         (path, pin)
     }
 
+    fn quiet(_: &str) {}
+
     const GOOD: &[(&str, &str)] = &[
         ("onnxruntime/capi/libonnxruntime.so.1.31.1", "main"),
         ("onnxruntime/capi/libx.so", "copy"),
@@ -214,12 +246,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, pin) = wheel(folder.path(), GOOD);
         let root = folder.path().join("cache");
-        let Outcome::Placed(place) = install(&root, &pin, Some(&path)).unwrap() else { panic!() };
+        let Outcome::Placed(place) = install(&root, &pin, Some(&path), &quiet).unwrap() else { panic!() };
         let mut names: Vec<_> =
             fs::read_dir(&place).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["installed.json", "libonnxruntime.so.1.31.1", "libx.so", "libx.so.2"]);
-        assert_eq!(install(&root, &pin, None).unwrap(), Outcome::AlreadyThere(place));
+        assert_eq!(install(&root, &pin, None, &quiet).unwrap(), Outcome::AlreadyThere(place));
         assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "the temporary folder stayed");
     }
 
@@ -229,12 +261,12 @@ mod tests {
         let (path, pin) = wheel(folder.path(), GOOD);
         let root = folder.path().join("cache");
         let other = Pin { sha256: "00", ..pin };
-        assert!(install(&root, &other, Some(&path)).unwrap_err().chain().contains("not the pinned wheel"));
-        assert!(install(&root, &pin, Some(&folder.path().join("none.whl"))).is_err());
+        assert!(install(&root, &other, Some(&path), &quiet).unwrap_err().chain().contains("not the pinned wheel"));
+        assert!(install(&root, &pin, Some(&folder.path().join("none.whl")), &quiet).is_err());
         fs::write(&path, "no zip").unwrap();
         let hash = digest::sha256("no zip");
         let torn = Pin { sha256: hash.leak(), ..pin };
-        assert!(install(&root, &torn, Some(&path)).unwrap_err().chain().contains("no wheel"));
+        assert!(install(&root, &torn, Some(&path), &quiet).unwrap_err().chain().contains("no wheel"));
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     }
 
@@ -244,7 +276,33 @@ mod tests {
         let (path, pin) = wheel(folder.path(), GOOD);
         let root = folder.path().join("cache");
         fs::create_dir_all(catalog::place(&root, &pin)).unwrap();
-        assert!(matches!(install(&root, &pin, Some(&path)).unwrap(), Outcome::Placed(_)));
+        fs::create_dir_all(root.join(TEMPORARY.to_owned() + "x/unpacked")).unwrap();
+        assert!(matches!(install(&root, &pin, Some(&path), &quiet).unwrap(), Outcome::Placed(_)));
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "what was left was not swept");
+    }
+
+    #[test]
+    fn of_two_at_once_one_places_it_and_the_other_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, pin) = wheel(folder.path(), GOOD);
+        let root = folder.path().join("cache");
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| install(&root, &pin, Some(&path), &quiet).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let placed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Placed(_))).count();
+        assert_eq!((placed, fs::read_dir(&root).unwrap().count()), (1, 1));
+    }
+
+    #[test]
+    fn a_folder_that_is_a_file_names_the_variable() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, pin) = wheel(folder.path(), GOOD);
+        let error = install(&path.join("cache"), &pin, Some(&path), &quiet).unwrap_err();
+        assert!(error.chain().contains("cannot write to"), "{}", error.chain());
+        assert!(error.find_hint().unwrap().contains("ORTBENCH_CACHE"));
+        assert_eq!(error.exit_code(), 3);
     }
 
     #[test]
@@ -252,7 +310,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, pin) = wheel(folder.path(), GOOD);
         let huge = Pin { unpacked_bytes: u64::MAX / 4, ..pin };
-        let error = install(&folder.path().join("cache"), &huge, Some(&path)).unwrap_err();
+        let error = install(&folder.path().join("cache"), &huge, Some(&path), &quiet).unwrap_err();
         assert!(error.chain().contains("are needed"), "{}", error.chain());
         assert_eq!(error.exit_code(), 3);
     }

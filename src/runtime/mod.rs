@@ -1,6 +1,6 @@
 //! The only folder that names `ort`: find and load libonnxruntime, providers, sessions, bindings.
 //!
-//! `catalog` and `install` only look at files: the parent process uses them and never loads the library. Everything
+//! `catalog`, `fetch` and `install` only look at files: the parent process uses them and never loads the library. Everything
 //! else here belongs to the worker.
 
 pub mod catalog;
@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod install;
 
 mod bindings;
+mod fetch;
 mod library;
 mod placement;
 pub mod products;

@@ -26,7 +26,7 @@ const LAYERS: &[(&str, u32)] = &[
 ];
 
 /// Files of `runtime/` that the parent process may use: they name no `ort`.
-const PARENT_SAFE_RUNTIME: &[&str] = &["catalog.rs", "install.rs"];
+const PARENT_SAFE_RUNTIME: &[&str] = &["catalog.rs", "fetch.rs", "install.rs"];
 
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
