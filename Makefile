@@ -29,8 +29,8 @@ test: lint test-rust test-python ## every check and test, Rust and Python
 build: ## the release binary
 	$(CARGO) build --release --locked
 
-runtimes: build ## ONNX Runtime with the CPU and the OpenVINO provider
-	@$(BIN) runtime install cpu openvino
+runtimes: build $(VENV_STAMP) ## ONNX Runtime with the CPU and the OpenVINO provider
+	@PYTHON=$(VENV)/bin/python $(BIN) runtime install cpu openvino
 
 packages: $(TINY_MANIFESTS) ## export the trained miniatures to ONNX packages
 
@@ -45,7 +45,7 @@ lint: $(VENV_STAMP)
 # The integration tests run real models on both runtimes; the debug program that they run places them.
 test-rust: packages ## Rust's unit and integration tests
 	$(CARGO) build --locked
-	@target/debug/ortbench runtime install cpu openvino
+	@PYTHON=$(VENV)/bin/python target/debug/ortbench runtime install cpu openvino
 	$(CARGO) test --locked
 
 test-python: $(VENV_STAMP) packages ## the exporter's tests
@@ -70,7 +70,7 @@ $(VENV_STAMP): export_scripts/requirements-test.txt
 	@touch $@
 
 # One folder a package; its manifest is written last, so it stands for the whole.
-$(PACKAGES)/qwen3-tiny/%/manifest.json: $(VENV_STAMP) $(TINY)/model.safetensors $(TINY)/config.json $(EXPORTER_SOURCES)
+$(PACKAGES)/qwen3-tiny/%/manifest.json: $(VENV_STAMP) $(TINY)/model.safetensors $(wildcard $(TINY)/*.json) $(EXPORTER_SOURCES)
 	@$(EXPORT) $(TINY) --output $(@D) --force \
 		--precision $(firstword $(subst -, ,$*)) --flavour $(lastword $(subst -, ,$*))
 	@touch $@

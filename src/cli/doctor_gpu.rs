@@ -34,6 +34,12 @@ const PIECES: &[Piece] = &[
         remedy: "pip install nvidia-cublas, or NVIDIA's package libcublas-13-0",
     },
     Piece {
+        library: "libcurand.so.10",
+        name: "cuRAND 10",
+        needed_by: "CUDA and TensorRT",
+        remedy: "pip install nvidia-curand, or NVIDIA's package libcurand-13-0",
+    },
+    Piece {
         library: "libcudnn.so.9",
         name: "cuDNN 9",
         needed_by: "CUDA and TensorRT",
