@@ -16,8 +16,8 @@ pub struct Args {
     /// The matrix file.
     #[arg(default_value = "benchmarks.yaml")]
     file: PathBuf,
-    /// Only cells whose id contains this text.
-    #[arg(long)]
+    /// Only cells whose id contains PATTERN (`*` stands for anything).
+    #[arg(long, value_name = "PATTERN")]
     cell: Option<String>,
     /// Print JSON, for programs.
     #[arg(long)]
@@ -28,8 +28,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut matrix = config::load(&args.file)?;
     if let Some(pattern) = &args.cell {
-        matrix.cells.retain(|cell| cell.id.0.contains(pattern));
-        matrix.excluded.retain(|cell| cell.id.0.contains(pattern));
+        matrix = matrix.only(pattern)?;
     }
     let limit = probe::memory_limit_bytes();
     let planned: Vec<_> = matrix.cells.iter().map(|cell| (cell, config::preflight(cell, limit))).collect();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cell::{Cell, RuntimeRef};
-use crate::config::{self, Matrix};
+use crate::config;
 use crate::error::{Context, Error, Result};
 use crate::orchestrator::child::Worker;
 use crate::orchestrator::interrupt::{INTERRUPTED, Interrupt};
@@ -58,9 +58,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (Some(folder), matrix) => orchestrator::resume(folder, matrix.as_ref(), args.retry_failed, options)?,
         (None, Some(matrix)) => {
             let matrix = match &args.cell {
-                Some(pattern) => only(matrix, pattern)?,
+                Some(pattern) => matrix.only(pattern)?,
                 None => matrix,
             };
+            if matrix.cells.is_empty() {
+                return Err(Error::new("every cell of that name is excluded").hint("`ortbench plan` says why"));
+            }
             orchestrator::start(&matrix, &args.results, options)?
         }
         (None, None) => return Err(Error::new("there is neither a matrix nor a run to continue")),
@@ -92,29 +95,6 @@ fn print(report: &Report) -> std::io::Result<()> {
     out.flush()
 }
 
-/// The cells whose id matches.
-fn only(mut matrix: Matrix, pattern: &str) -> Result<Matrix> {
-    let all = matrix.cells.len();
-    matrix.cells.retain(|cell| matches(&cell.id.0, pattern));
-    if matrix.cells.is_empty() {
-        return Err(Error::new(format!("none of the {all} cells has an id that contains `{pattern}`"))
-            .hint("`ortbench plan` lists the ids"));
-    }
-    Ok(matrix)
-}
-
-/// True when the parts between the stars occur in the text, in that order.
-fn matches(text: &str, pattern: &str) -> bool {
-    let mut rest = text;
-    pattern.split('*').all(|part| match rest.find(part) {
-        Some(at) => {
-            rest = &rest[at + part.len()..];
-            true
-        }
-        None => false,
-    })
-}
-
 /// What this machine has.
 struct ThisMachine {
     /// Where results are written.
@@ -134,18 +114,5 @@ impl Host for ThisMachine {
     fn environment(&self) -> serde_json::Value {
         // A struct of plain fields: serialization cannot fail.
         serde_json::to_value(probe::environment(&self.results)).unwrap_or_default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns() {
-        assert!(matches("tiny-int4-cpu-1a2b", "int4"));
-        assert!(matches("tiny-int4-cpu-1a2b", "tiny*cpu"));
-        assert!(!matches("tiny-int4-cpu-1a2b", "cpu*tiny"));
-        assert!(matches("anything", ""));
     }
 }

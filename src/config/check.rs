@@ -225,7 +225,7 @@ impl Checker<'_> {
             name: entry.name.value.clone(),
             runtime,
             provider: self.word(&entry.provider, &providers).unwrap_or(ProviderKind::Cpu),
-            options: entry.options.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
+            options: entry.options.clone(),
         }
     }
 
@@ -295,15 +295,12 @@ impl Checker<'_> {
     fn counts(&mut self, axis: &Spanned<Axis>, name: &str, max: u32) -> Vec<u32> {
         let mut counts = Vec::new();
         for (value, at) in self.values(axis, name) {
-            match value {
-                Scalar::Integer(count) if (1..=i128::from(max)).contains(&count) => {
-                    if counts.contains(&(count as u32)) {
-                        self.problem(at, format!("{count} stands twice on the axis `{name}`"));
-                    } else {
-                        counts.push(count as u32);
-                    }
+            match value.to_string().parse::<u32>() {
+                Ok(count) if counts.contains(&count) => {
+                    self.problem(at, format!("{count} stands twice on the axis `{name}`"));
                 }
-                other => self.problem(at, format!("`{name}` is `{other}`, not a whole number from 1 to {max}")),
+                Ok(count) if (1..=max).contains(&count) => counts.push(count),
+                _ => self.problem(at, format!("`{name}` is `{value}`, not a whole number from 1 to {max}")),
             }
         }
         counts

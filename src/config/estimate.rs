@@ -22,7 +22,7 @@ const PROGRAM_BYTES: u64 = 96 << 20;
 impl MemoryEstimate {
     /// The sum.
     pub fn total(&self) -> u64 {
-        self.weights + self.cache + self.logits + self.program
+        [self.weights, self.cache, self.logits, self.program].into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -38,9 +38,14 @@ pub fn memory(cell: &Cell, manifest: &Manifest) -> MemoryEstimate {
     let selected = manifest.graphs.iter().any(|graph| graph.port(PortRole::LogitsPositions).is_some());
     let positions = if selected { 1 } else { u64::from(workload.prompt_tokens) };
     MemoryEstimate {
-        weights: weights.map(|file| file.bytes).sum(),
-        cache: batch * tokens * manifest.cache.bytes_per_token * if in_place { 1 } else { 2 },
-        logits: batch * positions * manifest.shape.vocab_size * 4,
+        weights: weights.map(|file| file.bytes).fold(0, u64::saturating_add),
+        cache: product([batch, tokens, manifest.cache.bytes_per_token, if in_place { 1 } else { 2 }]),
+        logits: product([batch, positions, manifest.shape.vocab_size, 4]),
         program: PROGRAM_BYTES,
     }
+}
+
+/// A manifest may say anything; what no machine holds need not be exact.
+fn product(factors: [u64; 4]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }

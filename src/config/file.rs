@@ -51,7 +51,7 @@ pub struct BackendEntry {
     pub runtime: Spanned<RuntimeEntry>,
     pub provider: Spanned<String>,
     #[serde(default)]
-    pub options: BTreeMap<String, Scalar>,
+    pub options: BTreeMap<String, String>,
 }
 
 /// A name, or `{path: …}`.
@@ -180,7 +180,8 @@ impl Visitor<'_> for ScalarVisitor {
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
+        // As text: read as a number, `1.20` would lose its zero and `no` become a truth value.
+        deserializer.deserialize_str(ScalarVisitor)
     }
 }
 

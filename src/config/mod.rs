@@ -34,6 +34,35 @@ pub struct Matrix {
     pub excluded: Vec<Excluded>,
 }
 
+impl Matrix {
+    /// The cells whose id contains the pattern; `*` stands for anything.
+    ///
+    /// # Errors
+    /// A pattern that no cell matches.
+    pub fn only(mut self, pattern: &str) -> Result<Self> {
+        let all = self.cells.len();
+        self.cells.retain(|cell| matches(&cell.id.0, pattern));
+        self.excluded.retain(|cell| matches(&cell.id.0, pattern));
+        if self.cells.is_empty() && self.excluded.is_empty() {
+            return Err(Error::new(format!("none of the {all} cells has an id that contains `{pattern}`"))
+                .hint("`ortbench plan` lists the ids"));
+        }
+        Ok(self)
+    }
+}
+
+/// True when the parts between the stars occur in the text, in that order.
+fn matches(text: &str, pattern: &str) -> bool {
+    let mut rest = text;
+    pattern.split('*').all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
 /// A cell that a rule dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Excluded {
@@ -53,9 +82,15 @@ const MAX_BYTES: u64 = 4 << 20;
 pub fn load(path: &Path) -> Result<Matrix> {
     let failed = || format!("cannot read the matrix file `{}`", path.display());
     let hint = "name another file: `ortbench run FILE`; `ortbench schema` describes what it holds";
-    let size = fs::metadata(path).with_context(failed).map_err(|error| error.hint(hint))?.len();
-    if size > MAX_BYTES {
-        return Err(Error::new(failed()).because(std::io::Error::other(format!("it has {size} bytes"))).hint(hint));
+    let metadata = fs::metadata(path).with_context(failed).map_err(|error| error.hint(hint))?;
+    // A pipe would make the program wait for ever, a device read for ever.
+    let wrong = match metadata.len() {
+        _ if !metadata.is_file() => Some("it is not a regular file".to_owned()),
+        size if size > MAX_BYTES => Some(format!("it has {size} bytes")),
+        _ => None,
+    };
+    if let Some(cause) = wrong {
+        return Err(Error::new(failed()).because(std::io::Error::other(cause)).hint(hint));
     }
     let text = fs::read_to_string(path).with_context(failed).map_err(|error| error.hint(hint))?;
     let source = fs::canonicalize(path).with_context(failed)?;

@@ -166,3 +166,26 @@ fn committed_files_are_current() {
     let matrix = load(&root.join("benchmarks.yaml")).unwrap();
     assert_eq!(matrix.cells.len(), 16);
 }
+
+#[test]
+fn patterns() {
+    assert!(matches("tiny-int4-cpu-1a2b", "int4"));
+    assert!(matches("tiny-int4-cpu-1a2b", "tiny*cpu"));
+    assert!(!matches("tiny-int4-cpu-1a2b", "cpu*tiny"));
+    assert!(matches("anything", ""));
+    assert!(load_text(GOOD).unwrap().only("zzz").is_err());
+}
+
+#[test]
+fn words_keep_their_spelling() {
+    let text = GOOD
+        .replace("{name: cpu, runtime", "{name: 1.20, runtime")
+        .replace("backend: [cpu, ov]", "backend: [1.20, ov]")
+        .replace("backend: cpu, precision", "backend: [1.20], precision")
+        .replace("{device_type: CPU, num_of_threads: 2}", "{a: on, b: 1.50, c: 0x10, d: 7}");
+    let matrix = load_text(&text).unwrap();
+    assert!(matrix.cells.iter().any(|cell| cell.backend.name == "1.20"));
+    let ov = matrix.cells.iter().find(|cell| cell.backend.name == "ov").unwrap();
+    let options: Vec<_> = ov.backend.options.values().map(String::as_str).collect();
+    assert_eq!(options, ["on", "1.50", "0x10", "7"]);
+}
