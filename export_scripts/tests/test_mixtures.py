@@ -10,7 +10,6 @@ from reference import rounded_to_half
 from reference_mixtures import ROUTER, dequantized, logits
 
 from ortbench_export.errors import ExportError
-from ortbench_export.export import Destination, export_checkpoint
 from ortbench_export.options import FLAVOURS, ExportOptions
 
 FORMS = [(name, form) for name in MIXTURES for form in (("expanded", "absorbed") if "glm" in name else (None,))]
@@ -18,20 +17,6 @@ FORMS = [(name, form) for name in MIXTURES for form in (("expanded", "absorbed")
 HALF_TOLERANCE = 2e-2
 # Rounding activations to 8 bits within each block: accuracy_level 4, and QMoE's only kernel for 8-bit experts.
 INT8_ACTIVATIONS_TOLERANCE = 6e-2
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory):
-    """Exports on demand, each once."""
-    root = tmp_path_factory.mktemp("mixtures")
-
-    @cache
-    def package(name: str, options: ExportOptions):
-        output = root / f"{len(list(root.iterdir()))}"
-        export_checkpoint(load_case(name).folder, Destination(output), options, threads=1)
-        return output
-
-    return package
 
 
 @cache

@@ -1,6 +1,5 @@
 """Exported graphs against transformers' logits (golden) and against the numpy reference."""
 
-from functools import cache
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from golden_cases import NAMES, PROMPT, load_case, relative_error
 from reference import dequantized, qwen3_logits, rounded_to_half
 
 from ortbench_export.errors import ExportError
-from ortbench_export.export import Destination, export_checkpoint
 from ortbench_export.options import FLAVOURS, ExportOptions
 
 # Widths of this one are multiples of no block size; the plain flavour says so instead of exporting it.
@@ -18,20 +16,6 @@ RAGGED = "qwen3-ragged-untied"
 HALF_TOLERANCE = 2e-2
 # accuracy_level 4 rounds activations to 8 bits within each block.
 INT8_ACTIVATIONS_TOLERANCE = 6e-2
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory):
-    """Exports on demand, each once."""
-    root = tmp_path_factory.mktemp("packages")
-
-    @cache
-    def package(name: str, options: ExportOptions):
-        output = root / f"{len(list(root.iterdir()))}"
-        export_checkpoint(load_case(name).folder, Destination(output), options, threads=1)
-        return output
-
-    return package
 
 
 def reference_error(decoder: Decoder, case, weights) -> float:

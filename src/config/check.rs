@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_yaml::{Location, Spanned};
 
-use super::file::{
-    AxesEntry, Axis, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry, Scalar,
-};
+use super::file::{AxesEntry, Axis, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
 use super::problem::Problem;
 use super::suggest::suggest;
 use crate::cell::{Backend, Category, Flavour, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef};
@@ -278,8 +276,7 @@ impl Checker<'_> {
     fn choices(&mut self, axis: &Spanned<Axis>, name: &str, known: &[String]) -> Vec<usize> {
         let words: Vec<_> = known.iter().map(String::as_str).collect();
         let mut indices = Vec::new();
-        for (value, at) in self.values(axis, name) {
-            let text = value.to_string();
+        for (text, at) in self.values(axis, name) {
             match known.iter().position(|word| *word == text) {
                 Some(index) if indices.contains(&index) => {
                     self.problem(at, format!("`{text}` stands twice on the axis `{name}`"));
@@ -295,7 +292,7 @@ impl Checker<'_> {
     fn counts(&mut self, axis: &Spanned<Axis>, name: &str, max: u32) -> Vec<u32> {
         let mut counts = Vec::new();
         for (value, at) in self.values(axis, name) {
-            match value.to_string().parse::<u32>() {
+            match value.parse::<u32>() {
                 Ok(count) if counts.contains(&count) => {
                     self.problem(at, format!("{count} stands twice on the axis `{name}`"));
                 }
@@ -312,7 +309,7 @@ impl Checker<'_> {
     }
 
     /// The values of an axis and their places; an empty list is a mistake.
-    fn values(&mut self, axis: &Spanned<Axis>, name: &str) -> Vec<(Scalar, Location)> {
+    fn values(&mut self, axis: &Spanned<Axis>, name: &str) -> Vec<(String, Location)> {
         match &axis.value {
             Axis::One(value) => vec![(value.clone(), axis.referenced)],
             Axis::Many(values) => {

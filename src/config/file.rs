@@ -126,63 +126,12 @@ pub struct RandomTokens {
     pub seed: u64,
 }
 
-/// A value or a list of values.
+/// A value or a list of values, as text: what a value means depends on the axis. Elements of a list keep their
+/// spelling; a lone value that YAML takes for a number or a truth value is spelled as YAML understood it.
 #[derive(Debug)]
 pub enum Axis {
-    One(Scalar),
-    Many(Vec<Spanned<Scalar>>),
-}
-
-/// A word or a number.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Scalar {
-    Text(String),
-    Integer(i128),
-    Float(f64),
-    Bool(bool),
-}
-
-impl fmt::Display for Scalar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(text) => f.write_str(text),
-            Self::Integer(value) => write!(f, "{value}"),
-            Self::Float(value) => write!(f, "{value}"),
-            Self::Bool(value) => write!(f, "{value}"),
-        }
-    }
-}
-
-struct ScalarVisitor;
-
-impl Visitor<'_> for ScalarVisitor {
-    type Value = Scalar;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a word or a number")
-    }
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<Scalar, E> {
-        Ok(Scalar::Text(value.to_owned()))
-    }
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Scalar, E> {
-        Ok(Scalar::Bool(value))
-    }
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Scalar, E> {
-        Ok(Scalar::Integer(value.into()))
-    }
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Scalar, E> {
-        Ok(Scalar::Integer(value.into()))
-    }
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Scalar, E> {
-        Ok(Scalar::Float(value))
-    }
-}
-
-impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // As text: read as a number, `1.20` would lose its zero and `no` become a truth value.
-        deserializer.deserialize_str(ScalarVisitor)
-    }
+    One(String),
+    Many(Vec<Spanned<String>>),
 }
 
 impl<'de> Deserialize<'de> for Axis {
@@ -196,19 +145,19 @@ impl<'de> Deserialize<'de> for Axis {
                 f.write_str("a value or a list of values")
             }
             fn visit_str<E: de::Error>(self, value: &str) -> Result<Axis, E> {
-                ScalarVisitor.visit_str(value).map(Axis::One)
+                Ok(Axis::One(value.to_owned()))
             }
             fn visit_bool<E: de::Error>(self, value: bool) -> Result<Axis, E> {
-                ScalarVisitor.visit_bool(value).map(Axis::One)
+                Ok(Axis::One(value.to_string()))
             }
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Axis, E> {
-                ScalarVisitor.visit_i64(value).map(Axis::One)
+                Ok(Axis::One(value.to_string()))
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Axis, E> {
-                ScalarVisitor.visit_u64(value).map(Axis::One)
+                Ok(Axis::One(value.to_string()))
             }
             fn visit_f64<E: de::Error>(self, value: f64) -> Result<Axis, E> {
-                ScalarVisitor.visit_f64(value).map(Axis::One)
+                Ok(Axis::One(value.to_string()))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Axis, A::Error> {
                 let mut values = Vec::new();

@@ -111,11 +111,6 @@ impl Decoder {
         }
     }
 
-    /// Tokens in the cache of each row, padding excluded.
-    pub fn lengths(&self) -> &[usize] {
-        &self.lengths
-    }
-
     /// Starts anew with these prompts, one a sequence, and runs the model over all of them. The logits of each row's
     /// last token are ready afterwards.
     ///

@@ -166,29 +166,32 @@ impl Bindings {
 
     /// Binds the start of a buffer as an input of this type and shape; replaces what was bound under that name.
     pub fn bind_input(&mut self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
-        if self.is_bound(name, id, shape) {
-            return Ok(());
-        }
-        let value = self.value(name, id, dtype, shape)?;
-        let c_name = CString::new(name).map_err(|_| Error::new(format!("`{name}` is no name of an input")))?;
-        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
-        // lives as long as `self`.
-        unsafe { check((ort::api().BindInput)(self.raw.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
-            .map_err(|error| ort_error(format!("cannot bind the input `{name}`"), error))?;
-        self.bound.insert(name.to_owned(), (id, shape.to_vec()));
-        Ok(())
+        self.bind("input", ort::api().BindInput, name, id, dtype, shape)
     }
 
     /// Binds the start of a buffer as an output of this type and shape; replaces what was bound under that name.
     pub fn bind_output(&mut self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
-        if self.is_bound(name, id, shape) {
+        self.bind("output", ort::api().BindOutput, name, id, dtype, shape)
+    }
+
+    fn bind(
+        &mut self,
+        what: &str,
+        function: BindFunction,
+        name: &str,
+        id: BufferId,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<()> {
+        if self.bound.get(name).is_some_and(|(bound, dims)| *bound == id && dims == shape) {
             return Ok(());
         }
         let value = self.value(name, id, dtype, shape)?;
-        let c_name = CString::new(name).map_err(|_| Error::new(format!("`{name}` is no name of an output")))?;
-        // SAFETY: as for inputs.
-        unsafe { check((ort::api().BindOutput)(self.raw.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
-            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))?;
+        let c_name = CString::new(name).map_err(|_| Error::new(format!("`{name}` is no name of an {what}")))?;
+        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
+        // lives as long as `self`.
+        unsafe { check(function(self.raw.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
+            .map_err(|error| ort_error(format!("cannot bind the {what} `{name}`"), error))?;
         self.bound.insert(name.to_owned(), (id, shape.to_vec()));
         Ok(())
     }
@@ -206,10 +209,6 @@ impl Bindings {
             ))
         }
         .map_err(|error| ort_error("the run failed", error))
-    }
-
-    fn is_bound(&self, name: &str, id: BufferId, shape: &[usize]) -> bool {
-        self.bound.get(name).is_some_and(|(bound, dims)| *bound == id && dims == shape)
     }
 
     fn value(&self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<RawValue> {
@@ -234,6 +233,13 @@ impl Bindings {
         Ok(RawValue(value))
     }
 }
+
+/// `BindInput` or `BindOutput` of ONNX Runtime.
+type BindFunction = unsafe extern "system" fn(
+    *mut sys::OrtIoBinding,
+    *const std::ffi::c_char,
+    *const sys::OrtValue,
+) -> sys::OrtStatusPtr;
 
 /// A value that is released when its scope ends; bindings hold references of their own.
 struct RawValue(*mut sys::OrtValue);

@@ -1,0 +1,23 @@
+"""What the parity tests of every architecture share."""
+
+from functools import cache
+
+import pytest
+from golden_cases import load_case
+
+from ortbench_export.export import Destination, export_checkpoint
+from ortbench_export.options import ExportOptions
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory):
+    """Exports on demand, each once."""
+    root = tmp_path_factory.mktemp("packages")
+
+    @cache
+    def package(name: str, options: ExportOptions):
+        output = root / f"{len(list(root.iterdir()))}"
+        export_checkpoint(load_case(name).folder, Destination(output), options, threads=1)
+        return output
+
+    return package
