@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::categories::Context;
 use crate::cell::MeasurementPlan;
+use crate::engine::sampling::argmax;
 use crate::engine::{Decoder, Model, Plan, Prompter};
 use crate::error::{Error, Result};
 use crate::package::Package;
@@ -80,6 +81,11 @@ pub fn first_run(context: &Context, model: &mut Model, decoder: &mut Decoder, pr
     let start = Instant::now();
     decoder.prefill(model, prompts)?;
     context.report.samples("first_run_seconds", context.process, vec![start.elapsed().as_secs_f64()])
+}
+
+/// The most likely token of every row; logits that are not finite end the cell.
+pub fn choose(decoder: &Decoder) -> Result<Vec<u32>> {
+    decoder.logits().rows().into_iter().map(argmax).collect()
 }
 
 /// Goes on until both the repetitions and the measured seconds of the plan are reached.

@@ -1,7 +1,6 @@
 //! Memory usage: one value a process, so the orchestrator repeats the process.
 
-use crate::categories::common;
-use crate::categories::speed::choose;
+use crate::categories::common::{self, choose};
 use crate::categories::{Context, Measure};
 use crate::engine::{Decoder, Prompter};
 use crate::error::{Error, Result};

@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use crate::categories::common::{self, Loaded, Repetitions};
+use crate::categories::common::{self, Loaded, Repetitions, choose};
 use crate::categories::{Context, Measure};
 use crate::digest;
-use crate::engine::sampling::argmax;
 use crate::engine::{Decoder, Model, Prompter};
 use crate::error::Result;
 use crate::package::Manifest;
@@ -92,11 +91,6 @@ fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, genera
         last = now;
     }
     Ok(Run { ttft: (first - start).as_secs_f64(), prefill, gaps, end_to_end: (last - start).as_secs_f64(), tokens })
-}
-
-/// The most likely token of every row; logits that are not finite end the cell.
-pub(super) fn choose(decoder: &Decoder) -> Result<Vec<u32>> {
-    decoder.logits().rows().into_iter().map(argmax).collect()
 }
 
 fn hash(tokens: &[u32]) -> String {

@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use crate::categories::common::{self, Loaded, Repetitions};
-use crate::categories::speed::choose;
+use crate::categories::common::{self, Loaded, Repetitions, choose};
 use crate::categories::{Context, Measure};
 use crate::engine::{Decoder, Model};
 use crate::error::Result;
