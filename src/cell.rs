@@ -21,6 +21,9 @@ macro_rules! named_enum {
             /// Every value, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
+            /// Their names, in the same order.
+            pub const NAMES: &'static [&'static str] = &[$($text),+];
+
             /// The name used in files and messages.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
@@ -38,7 +41,7 @@ macro_rules! named_enum {
             fn from_str(text: &str) -> Result<Self, String> {
                 match text {
                     $($text => Ok(Self::$variant),)+
-                    _ => Err(format!("`{text}` is not one of {}", [$($text),+].join(", "))),
+                    _ => Err(format!("`{text}` is not one of {}", Self::NAMES.join(", "))),
                 }
             }
         }
@@ -180,12 +183,67 @@ pub enum PromptSource {
     },
 }
 
+/// Width and height of an image in pixels, written `WIDTHxHEIGHT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageSize {
+    /// Pixels of a row.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+impl ImageSize {
+    /// A number that stands for a size or for no image.
+    pub fn pack(size: Option<Self>) -> u32 {
+        size.map_or(0, |size| u32::from(size.width) << 16 | u32::from(size.height))
+    }
+
+    /// The size behind [`ImageSize::pack`]'s number.
+    pub fn unpack(packed: u32) -> Option<Self> {
+        (packed != 0).then_some(Self { width: (packed >> 16) as u16, height: packed as u16 })
+    }
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}x{}", self.width, self.height))
+    }
+}
+
+impl std::str::FromStr for ImageSize {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sides = text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+        match sides {
+            Some((width, height)) if width > 0 && height > 0 => Ok(Self { width, height }),
+            _ => Err(format!("`{text}` is no size of an image; write its width and height as `448x448`")),
+        }
+    }
+}
+
+impl TryFrom<String> for ImageSize {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ImageSize> for String {
+    fn from(size: ImageSize) -> Self {
+        size.to_string()
+    }
+}
+
 /// What is asked of the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// Sequences in one batch.
     pub batch: u32,
-    /// Tokens of each prompt, exactly.
+    /// Size of the generated image at the start of each prompt, for models that take images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSize>,
+    /// Tokens of each prompt, exactly, those of the image among them.
     pub prompt_tokens: u32,
     /// Tokens generated after each prompt, exactly (end-of-text is ignored).
     pub generate_tokens: u32,

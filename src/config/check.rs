@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_yaml::{Location, Spanned};
 
-use super::file::{AxesEntry, Axis, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
+use super::axes::{Axes, Axis, Values};
+use super::file::{AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
 use super::problem::Problem;
 use super::suggest::suggest;
-use crate::cell::{Backend, Category, Flavour, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef};
+use crate::cell::{
+    Backend, Category, Flavour, ImageSize, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef,
+};
 
 /// The file format's version.
 const VERSION: u32 = 1;
@@ -40,21 +43,6 @@ pub struct Model {
     pub flavour: Option<Flavour>,
 }
 
-/// Values of every axis; in a rule, `None` is any value.
-#[derive(Debug, Clone, Default)]
-pub struct Axes {
-    /// Indices of models.
-    pub model: Option<Vec<usize>>,
-    /// Indices of backends.
-    pub backend: Option<Vec<usize>>,
-    pub precision: Option<Vec<Precision>>,
-    pub flavour: Option<Vec<Flavour>>,
-    pub threads: Option<Vec<u32>>,
-    pub batch: Option<Vec<u32>>,
-    pub prompt_tokens: Option<Vec<u32>>,
-    pub generate_tokens: Option<Vec<u32>>,
-}
-
 /// An exclusion.
 #[derive(Debug)]
 pub struct Rule {
@@ -84,9 +72,6 @@ pub struct Set {
 }
 
 /// Largest values that make sense; anything above is a slip of the hand.
-const MAX_THREADS: u32 = 1024;
-const MAX_BATCH: u32 = 1 << 16;
-const MAX_TOKENS: u32 = 1 << 24;
 const MAX_REPETITIONS: u32 = 1_000_000;
 const MAX_SECONDS: f64 = 7.0 * 86_400.0;
 
@@ -129,20 +114,12 @@ impl Checker<'_> {
         self.unique(file.backends.value.iter().map(|entry| &entry.name), "backend");
 
         let mut matrix = self.axes(&file.matrix.value, "matrix");
-        for (name, missing) in [
-            ("model", matrix.model.is_none()),
-            ("backend", matrix.backend.is_none()),
-            ("batch", matrix.batch.is_none()),
-            ("prompt_tokens", matrix.prompt_tokens.is_none()),
-            ("generate_tokens", matrix.generate_tokens.is_none()),
-        ] {
-            if missing {
-                self.problem(file.matrix.referenced, format!("`matrix` lacks the axis `{name}`"));
+        for axis in Axis::ALL.into_iter().filter(|axis| file.matrix.value.on(*axis).is_none()) {
+            match axis.default_values() {
+                Some(values) => matrix.set(axis, values),
+                None => self.problem(file.matrix.referenced, format!("`matrix` lacks the axis `{}`", axis.name())),
             }
         }
-        matrix.precision.get_or_insert_with(|| Precision::ALL.to_vec());
-        matrix.flavour.get_or_insert_with(|| vec![Flavour::Fused]);
-        matrix.threads.get_or_insert_with(|| vec![default_threads()]);
 
         Checked {
             folder: self.folder.to_owned(),
@@ -191,20 +168,13 @@ impl Checker<'_> {
         Model {
             name: entry.name.value.clone(),
             package: entry.package.value.clone(),
-            precision: entry
-                .precision
-                .as_ref()
-                .and_then(|word| self.word(word, &Precision::ALL.iter().map(|p| p.name()).collect::<Vec<_>>())),
-            flavour: entry
-                .flavour
-                .as_ref()
-                .and_then(|word| self.word(word, &Flavour::ALL.iter().map(|f| f.name()).collect::<Vec<_>>())),
+            precision: entry.precision.as_ref().and_then(|word| self.word(word, Precision::NAMES)),
+            flavour: entry.flavour.as_ref().and_then(|word| self.word(word, Flavour::NAMES)),
         }
     }
 
     fn backend(&mut self, entry: &BackendEntry) -> Backend {
         self.name(&entry.name, "a backend's name");
-        let providers: Vec<_> = ProviderKind::ALL.iter().map(|kind| kind.name()).collect();
         let runtime = match &entry.runtime.value {
             RuntimeEntry::Path(path) => RuntimeRef::Path(self.path(path)),
             RuntimeEntry::Name(name) => {
@@ -222,24 +192,14 @@ impl Checker<'_> {
         Backend {
             name: entry.name.value.clone(),
             runtime,
-            provider: self.word(&entry.provider, &providers).unwrap_or(ProviderKind::Cpu),
+            provider: self.word(&entry.provider, ProviderKind::NAMES).unwrap_or(ProviderKind::Cpu),
             options: entry.options.clone(),
         }
     }
 
     fn rule(&mut self, entry: &AxesEntry, at: Location, name: &str) -> Axes {
         let axes = self.axes(entry, name);
-        let named = [
-            axes.model.is_some(),
-            axes.backend.is_some(),
-            axes.precision.is_some(),
-            axes.flavour.is_some(),
-            axes.threads.is_some(),
-            axes.batch.is_some(),
-            axes.prompt_tokens.is_some(),
-            axes.generate_tokens.is_some(),
-        ];
-        if !named.contains(&true) {
+        if axes.names_nothing() {
             self.problem(at, format!("a rule of `{name}` names no axis"));
         }
         axes
@@ -249,70 +209,76 @@ impl Checker<'_> {
         if let (Some(reason), true) = (&entry.reason, owner != "exclude") {
             self.problem(reason.referenced, "only a rule of `exclude` has a `reason`");
         }
-        let (models, backends) = (self.models.clone(), self.backends.clone());
-        let precisions: Vec<_> = Precision::ALL.iter().map(|p| p.name().to_owned()).collect();
-        let flavours: Vec<_> = Flavour::ALL.iter().map(|f| f.name().to_owned()).collect();
-        Axes {
-            model: entry.model.as_ref().map(|axis| self.choices(axis, "model", &models)),
-            backend: entry.backend.as_ref().map(|axis| self.choices(axis, "backend", &backends)),
-            precision: entry.precision.as_ref().map(|axis| {
-                self.choices(axis, "precision", &precisions).into_iter().map(|i| Precision::ALL[i]).collect()
-            }),
-            flavour: entry
-                .flavour
-                .as_ref()
-                .map(|axis| self.choices(axis, "flavour", &flavours).into_iter().map(|i| Flavour::ALL[i]).collect()),
-            threads: entry.threads.as_ref().map(|axis| self.counts(axis, "threads", MAX_THREADS)),
-            batch: entry.batch.as_ref().map(|axis| self.counts(axis, "batch", MAX_BATCH)),
-            prompt_tokens: entry.prompt_tokens.as_ref().map(|axis| self.counts(axis, "prompt_tokens", MAX_TOKENS)),
-            generate_tokens: entry
-                .generate_tokens
-                .as_ref()
-                .map(|axis| self.counts(axis, "generate_tokens", MAX_TOKENS)),
+        let mut axes = Axes::default();
+        for axis in Axis::ALL {
+            let Some(written) = entry.on(axis) else { continue };
+            let values = match axis.values() {
+                Values::Models => self.choices(written, axis.name(), &self.models.clone()),
+                Values::Backends => self.choices(written, axis.name(), &self.backends.clone()),
+                Values::Words(words) => self.choices(written, axis.name(), words),
+                Values::Counts(max) => self.counts(written, axis.name(), max),
+                Values::Images => self.images(written, axis.name()),
+            };
+            axes.set(axis, values);
         }
+        axes
     }
 
     /// An axis of words: their indices among the known ones.
-    fn choices(&mut self, axis: &Spanned<Axis>, name: &str, known: &[String]) -> Vec<usize> {
-        let words: Vec<_> = known.iter().map(String::as_str).collect();
-        let mut indices = Vec::new();
-        for (text, at) in self.values(axis, name) {
-            match known.iter().position(|word| *word == text) {
-                Some(index) if indices.contains(&index) => {
-                    self.problem(at, format!("`{text}` stands twice on the axis `{name}`"));
-                }
-                Some(index) => indices.push(index),
-                None => self.problem(at, format!("unknown {name} `{text}`{}", suggest(&text, &words))),
-            }
-        }
-        indices
+    fn choices(&mut self, axis: &Spanned<AxisEntry>, name: &str, known: &[impl AsRef<str>]) -> Vec<u32> {
+        let words: Vec<_> = known.iter().map(AsRef::as_ref).collect();
+        self.distinct(axis, name, |text| match words.iter().position(|word| *word == text) {
+            Some(index) => Ok(index as u32),
+            None => Err(format!("unknown {name} `{text}`{}", suggest(text, &words))),
+        })
     }
 
     /// An axis of counts from 1 up.
-    fn counts(&mut self, axis: &Spanned<Axis>, name: &str, max: u32) -> Vec<u32> {
-        let mut counts = Vec::new();
-        for (value, at) in self.values(axis, name) {
-            match value.parse::<u32>() {
-                Ok(count) if counts.contains(&count) => {
-                    self.problem(at, format!("{count} stands twice on the axis `{name}`"));
-                }
-                Ok(count) if (1..=max).contains(&count) => counts.push(count),
-                _ => self.problem(at, format!("`{name}` is `{value}`, not a whole number from 1 to {max}")),
-            }
-        }
-        counts
+    fn counts(&mut self, axis: &Spanned<AxisEntry>, name: &str, max: u32) -> Vec<u32> {
+        self.distinct(axis, name, |text| match text.parse() {
+            Ok(count) if (1..=max).contains(&count) => Ok(count),
+            _ => Err(format!("`{name}` is `{text}`, not a whole number from 1 to {max}")),
+        })
     }
 
-    fn categories(&mut self, axis: &Spanned<Axis>) -> Vec<Category> {
-        let names: Vec<_> = Category::ALL.iter().map(|category| category.name().to_owned()).collect();
-        self.choices(axis, "categories", &names).into_iter().map(|index| Category::ALL[index]).collect()
+    /// An axis of image sizes, packed.
+    fn images(&mut self, axis: &Spanned<AxisEntry>, name: &str) -> Vec<u32> {
+        self.distinct(axis, name, |text| match text {
+            "none" => Ok(ImageSize::pack(None)),
+            size => size.parse().map(|size| ImageSize::pack(Some(size))),
+        })
+    }
+
+    fn categories(&mut self, axis: &Spanned<AxisEntry>) -> Vec<Category> {
+        let indices = self.choices(axis, "categories", Category::NAMES);
+        indices.into_iter().map(|index| Category::ALL[index as usize]).collect()
+    }
+
+    /// An axis whose values are read one by one; one that stands there twice is a mistake.
+    fn distinct(
+        &mut self,
+        axis: &Spanned<AxisEntry>,
+        name: &str,
+        read: impl Fn(&str) -> Result<u32, String>,
+    ) -> Vec<u32> {
+        let mut values = Vec::new();
+        for (text, at) in self.values(axis, name) {
+            match read(&text) {
+                Ok(value) if values.contains(&value) => {
+                    self.problem(at, format!("`{text}` stands twice on the axis `{name}`"));
+                }
+                Ok(value) => values.push(value),
+                Err(problem) => self.problem(at, problem),
+            }
+        }
+        values
     }
 
     /// The values of an axis and their places; an empty list is a mistake.
-    fn values(&mut self, axis: &Spanned<Axis>, name: &str) -> Vec<(String, Location)> {
+    fn values(&mut self, axis: &Spanned<AxisEntry>, name: &str) -> Vec<(String, Location)> {
         match &axis.value {
-            Axis::One(value) => vec![(value.clone(), axis.referenced)],
-            Axis::Many(values) => {
+            AxisEntry::One(value) => vec![(value.clone(), axis.referenced)],
+            AxisEntry::Many(values) => {
                 if values.is_empty() {
                     self.problem(axis.referenced, format!("the axis `{name}` is empty"));
                 }
@@ -430,8 +396,4 @@ pub fn resolve(folder: &Path, text: &str) -> PathBuf {
         (Some(rest), Some(home)) => Path::new(&home).join(rest),
         _ => folder.join(text),
     }
-}
-
-fn default_threads() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }

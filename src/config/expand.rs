@@ -3,27 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::Excluded;
-use super::check::{Axes, Checked, Model, resolve};
+use super::axes::{Axis, Point};
+use super::check::{Checked, Model, resolve};
 use super::problem::Problem;
-use crate::cell::{Cell, CellId, Flavour, ModelRef, Precision, Workload};
+use crate::cell::{Cell, CellId, ModelRef, Workload};
 use crate::digest;
 
 /// More cells than anybody runs: a slip in an axis.
 const MAX_CELLS: usize = 100_000;
-
-/// A point of the matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Point {
-    model: usize,
-    precision: Precision,
-    flavour: Flavour,
-    threads: u32,
-    batch: u32,
-    prompt_tokens: u32,
-    generate_tokens: u32,
-    /// Last, so that backends of one configuration stand side by side and run one after the other.
-    backend: usize,
-}
 
 /// The cells in the order in which they run, and what the rules dropped.
 pub fn expand(file: &Checked) -> Result<(Vec<Cell>, Vec<Excluded>), Vec<Problem>> {
@@ -57,7 +44,7 @@ pub fn expand(file: &Checked) -> Result<(Vec<Cell>, Vec<Excluded>), Vec<Problem>
             Some(rule) => {
                 Some(rule.reason.clone().unwrap_or_else(|| format!("excluded by the rule at line {}", rule.at.line())))
             }
-            None => file.models[point.model].lacks(point),
+            None => file.models[point.model()].lacks(point),
         };
         match reason {
             Some(reason) => excluded.push(Excluded { id: cell.id, reason }),
@@ -73,115 +60,36 @@ pub fn expand(file: &Checked) -> Result<(Vec<Cell>, Vec<Excluded>), Vec<Problem>
 impl Model {
     /// Why a model whose package holds one precision or flavour cannot be at this point.
     fn lacks(&self, point: &Point) -> Option<String> {
-        if self.precision.is_some_and(|precision| precision != point.precision) {
+        if self.precision.is_some_and(|precision| precision != point.precision()) {
             return Some(format!("the package of `{}` holds {} only", self.name, self.precision?));
         }
-        if self.flavour.is_some_and(|flavour| flavour != point.flavour) {
+        if self.flavour.is_some_and(|flavour| flavour != point.flavour()) {
             return Some(format!("the package of `{}` holds {} graphs only", self.name, self.flavour?));
         }
         None
     }
 }
 
-impl Axes {
-    /// These axes, and the matrix's where they name none.
-    fn or(&self, matrix: &Self) -> Self {
-        Self {
-            model: self.model.clone().or_else(|| matrix.model.clone()),
-            backend: self.backend.clone().or_else(|| matrix.backend.clone()),
-            precision: self.precision.clone().or_else(|| matrix.precision.clone()),
-            flavour: self.flavour.clone().or_else(|| matrix.flavour.clone()),
-            threads: self.threads.clone().or_else(|| matrix.threads.clone()),
-            batch: self.batch.clone().or_else(|| matrix.batch.clone()),
-            prompt_tokens: self.prompt_tokens.clone().or_else(|| matrix.prompt_tokens.clone()),
-            generate_tokens: self.generate_tokens.clone().or_else(|| matrix.generate_tokens.clone()),
-        }
-    }
-
-    fn count(&self) -> usize {
-        fn len<T>(axis: &Option<Vec<T>>) -> usize {
-            axis.as_ref().map_or(0, Vec::len)
-        }
-        [
-            len(&self.model),
-            len(&self.backend),
-            len(&self.precision),
-            len(&self.flavour),
-            len(&self.threads),
-            len(&self.batch),
-            len(&self.prompt_tokens),
-            len(&self.generate_tokens),
-        ]
-        .into_iter()
-        .fold(1, usize::saturating_mul)
-    }
-
-    fn points(&self) -> Vec<Point> {
-        fn all<T: Copy>(axis: &Option<Vec<T>>) -> impl Iterator<Item = T> {
-            axis.iter().flatten().copied()
-        }
-        let mut points = Vec::with_capacity(self.count());
-        for model in all(&self.model) {
-            for precision in all(&self.precision) {
-                for flavour in all(&self.flavour) {
-                    for threads in all(&self.threads) {
-                        for batch in all(&self.batch) {
-                            for prompt_tokens in all(&self.prompt_tokens) {
-                                for generate_tokens in all(&self.generate_tokens) {
-                                    points.extend(all(&self.backend).map(|backend| Point {
-                                        model,
-                                        precision,
-                                        flavour,
-                                        threads,
-                                        batch,
-                                        prompt_tokens,
-                                        generate_tokens,
-                                        backend,
-                                    }));
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        points
-    }
-
-    fn matches(&self, point: &Point) -> bool {
-        fn has<T: PartialEq>(axis: &Option<Vec<T>>, value: &T) -> bool {
-            axis.as_ref().is_none_or(|values| values.contains(value))
-        }
-        has(&self.model, &point.model)
-            && has(&self.backend, &point.backend)
-            && has(&self.precision, &point.precision)
-            && has(&self.flavour, &point.flavour)
-            && has(&self.threads, &point.threads)
-            && has(&self.batch, &point.batch)
-            && has(&self.prompt_tokens, &point.prompt_tokens)
-            && has(&self.generate_tokens, &point.generate_tokens)
-    }
-}
-
 impl Checked {
     fn cell(&self, point: &Point) -> Cell {
-        let (model, backend) = (&self.models[point.model], &self.backends[point.backend]);
+        let (model, backend) = (&self.models[point.model()], &self.backends[point.backend()]);
         let written = model
             .package
             .replace("{model}", &model.name)
-            .replace("{precision}", point.precision.name())
-            .replace("{flavour}", point.flavour.name());
+            .replace("{precision}", point.precision().name())
+            .replace("{flavour}", point.flavour().name());
         let mut cell = Cell {
             id: id(&model.name, &backend.name, point),
             model: ModelRef { name: model.name.clone(), package: resolve(&self.folder, &written), written },
             backend: backend.clone(),
-            precision: point.precision,
-            flavour: point.flavour,
-            threads: point.threads,
+            precision: point.precision(),
+            flavour: point.flavour(),
+            threads: point.on(Axis::Threads),
             workload: Workload {
-                batch: point.batch,
-                prompt_tokens: point.prompt_tokens,
-                generate_tokens: point.generate_tokens,
+                batch: point.on(Axis::Batch),
+                image: point.image(),
+                prompt_tokens: point.on(Axis::PromptTokens),
+                generate_tokens: point.on(Axis::GenerateTokens),
                 prompt: self.prompt.clone(),
             },
             categories: self.categories.clone(),
@@ -208,13 +116,19 @@ impl Checked {
 /// Readable axes and six digits of a hash over the axes alone: the same cell has the same id in every run, whatever
 /// its repetitions, its place on the disk or its neighbours.
 fn id(model: &str, backend: &str, point: &Point) -> CellId {
-    let Point { precision, flavour, threads, batch, prompt_tokens, generate_tokens, .. } = point;
-    let axes =
-        format!("{model}-{precision}-{flavour}-{backend}-t{threads}-b{batch}-p{prompt_tokens}-g{generate_tokens}");
-    // Names may hold dashes, so the hash is taken over separated fields.
+    let (precision, flavour, image) = (point.precision(), point.flavour(), point.image());
+    let [threads, batch] = [Axis::Threads, Axis::Batch].map(|axis| point.on(axis));
+    let [prompt_tokens, generate_tokens] = [Axis::PromptTokens, Axis::GenerateTokens].map(|axis| point.on(axis));
+    let picture = image.map_or(String::new(), |size| format!("-i{size}"));
+    let axes = format!(
+        "{model}-{precision}-{flavour}-{backend}-t{threads}-b{batch}{picture}-p{prompt_tokens}-g{generate_tokens}"
+    );
+    // Names may hold dashes, so the hash is taken over separated fields. A cell without an image has none of them: its
+    // id is older than the axis.
+    let picture = image.map_or(String::new(), |size| format!("image={size}\n"));
     let fields = format!(
         "model={model}\nbackend={backend}\nprecision={precision}\nflavour={flavour}\nthreads={threads}\n\
-         batch={batch}\nprompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
+         batch={batch}\n{picture}prompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
     );
     CellId(format!("{axes}-{}", &digest::sha256(fields)[..6]))
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_yaml::{Error as YamlError, Spanned};
 
+use super::axes::Axis;
 use super::problem::Problem;
 use super::suggest::suggest;
 
@@ -21,7 +22,7 @@ pub struct File {
     pub models: Spanned<Vec<ModelEntry>>,
     pub backends: Spanned<Vec<BackendEntry>>,
     pub matrix: Spanned<AxesEntry>,
-    pub categories: Option<Spanned<Axis>>,
+    pub categories: Option<Spanned<AxisEntry>>,
     pub prompt: Option<PromptEntry>,
     pub measurement: Option<MeasurementEntry>,
     pub strict_placement: Option<bool>,
@@ -65,16 +66,35 @@ pub enum RuntimeEntry {
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AxesEntry {
-    pub model: Option<Spanned<Axis>>,
-    pub backend: Option<Spanned<Axis>>,
-    pub precision: Option<Spanned<Axis>>,
-    pub flavour: Option<Spanned<Axis>>,
-    pub threads: Option<Spanned<Axis>>,
-    pub batch: Option<Spanned<Axis>>,
-    pub prompt_tokens: Option<Spanned<Axis>>,
-    pub generate_tokens: Option<Spanned<Axis>>,
+    pub model: Option<Spanned<AxisEntry>>,
+    pub backend: Option<Spanned<AxisEntry>>,
+    pub precision: Option<Spanned<AxisEntry>>,
+    pub flavour: Option<Spanned<AxisEntry>>,
+    pub threads: Option<Spanned<AxisEntry>>,
+    pub batch: Option<Spanned<AxisEntry>>,
+    pub image: Option<Spanned<AxisEntry>>,
+    pub prompt_tokens: Option<Spanned<AxisEntry>>,
+    pub generate_tokens: Option<Spanned<AxisEntry>>,
     /// Of an `exclude` rule.
     pub reason: Option<Spanned<String>>,
+}
+
+impl AxesEntry {
+    /// What is written for an axis.
+    pub fn on(&self, axis: Axis) -> Option<&Spanned<AxisEntry>> {
+        match axis {
+            Axis::Model => &self.model,
+            Axis::Precision => &self.precision,
+            Axis::Flavour => &self.flavour,
+            Axis::Threads => &self.threads,
+            Axis::Batch => &self.batch,
+            Axis::Image => &self.image,
+            Axis::PromptTokens => &self.prompt_tokens,
+            Axis::GenerateTokens => &self.generate_tokens,
+            Axis::Backend => &self.backend,
+        }
+        .as_ref()
+    }
 }
 
 /// One of `overrides`.
@@ -94,7 +114,7 @@ pub struct SetEntry {
     pub min_seconds: Option<Spanned<f64>>,
     pub processes: Option<Spanned<u32>>,
     pub timeout_seconds: Option<Spanned<f64>>,
-    pub categories: Option<Spanned<Axis>>,
+    pub categories: Option<Spanned<AxisEntry>>,
     pub strict_placement: Option<bool>,
 }
 
@@ -129,42 +149,42 @@ pub struct RandomTokens {
 /// A value or a list of values, as text: what a value means depends on the axis. Elements of a list keep their
 /// spelling; a lone value that YAML takes for a number or a truth value is spelled as YAML understood it.
 #[derive(Debug)]
-pub enum Axis {
+pub enum AxisEntry {
     One(String),
     Many(Vec<Spanned<String>>),
 }
 
-impl<'de> Deserialize<'de> for Axis {
+impl<'de> Deserialize<'de> for AxisEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct AxisVisitor;
 
         impl<'de> Visitor<'de> for AxisVisitor {
-            type Value = Axis;
+            type Value = AxisEntry;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("a value or a list of values")
             }
-            fn visit_str<E: de::Error>(self, value: &str) -> Result<Axis, E> {
-                Ok(Axis::One(value.to_owned()))
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<AxisEntry, E> {
+                Ok(AxisEntry::One(value.to_owned()))
             }
-            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Axis, E> {
-                Ok(Axis::One(value.to_string()))
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<AxisEntry, E> {
+                Ok(AxisEntry::One(value.to_string()))
             }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Axis, E> {
-                Ok(Axis::One(value.to_string()))
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<AxisEntry, E> {
+                Ok(AxisEntry::One(value.to_string()))
             }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Axis, E> {
-                Ok(Axis::One(value.to_string()))
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<AxisEntry, E> {
+                Ok(AxisEntry::One(value.to_string()))
             }
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Axis, E> {
-                Ok(Axis::One(value.to_string()))
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<AxisEntry, E> {
+                Ok(AxisEntry::One(value.to_string()))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Axis, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<AxisEntry, A::Error> {
                 let mut values = Vec::new();
                 while let Some(value) = list.next_element()? {
                     values.push(value);
                 }
-                Ok(Axis::Many(values))
+                Ok(AxisEntry::Many(values))
             }
         }
 

@@ -1,6 +1,7 @@
 //! `benchmarks.yaml`: the file as written (`file`), checked with positions and hints (`check`), expanded to a matrix
 //! of cells (`expand`).
 
+mod axes;
 mod check;
 pub mod estimate;
 mod expand;

@@ -2,11 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::axes::{Axis, Values};
 use crate::cell::{Category, Flavour, Precision, ProviderKind};
-
-fn words<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> Value {
-    json!(all.iter().map(|&value| name(value)).collect::<Vec<_>>())
-}
 
 /// A value or a list of such values.
 fn axis(item: Value, description: &str) -> Value {
@@ -16,8 +13,14 @@ fn axis(item: Value, description: &str) -> Value {
     })
 }
 
-fn count(minimum: u32) -> Value {
-    json!({"type": "integer", "minimum": minimum})
+/// What may stand on an axis.
+fn item(axis: Axis) -> Value {
+    match axis.values() {
+        Values::Models | Values::Backends => json!({"type": "string"}),
+        Values::Words(words) => json!({"enum": words}),
+        Values::Counts(maximum) => json!({"type": "integer", "minimum": 1, "maximum": maximum}),
+        Values::Images => json!({"type": "string", "pattern": "^(none|[1-9][0-9]*x[1-9][0-9]*)$"}),
+    }
 }
 
 fn object(description: &str, required: &[&str], properties: Value) -> Value {
@@ -32,26 +35,14 @@ fn object(description: &str, required: &[&str], properties: Value) -> Value {
 
 /// The schema (draft 2020-12).
 pub fn schema() -> Value {
-    let precision = json!({"enum": words(Precision::ALL, Precision::name)});
-    let flavour = json!({"enum": words(Flavour::ALL, Flavour::name)});
-    let text = json!({"type": "string"});
-    let axes = json!({
-        "model": axis(text.clone(), "Names from `models`."),
-        "backend": axis(text.clone(), "Names from `backends`."),
-        "precision": axis(precision.clone(), "What the weights of the matrix products are stored in."),
-        "flavour": axis(flavour.clone(), "`fused`: ONNX Runtime's contrib operators; `plain`: standard ONNX operators alone."),
-        "threads": axis(count(1), "Threads of one operator. Default: the cores that this process may use."),
-        "batch": axis(count(1), "Sequences that run together."),
-        "prompt_tokens": axis(count(1), "Tokens of each prompt, exactly."),
-        "generate_tokens": axis(count(1), "Tokens generated after each prompt, exactly."),
-    });
+    let precision = json!({"enum": Precision::NAMES});
+    let flavour = json!({"enum": Flavour::NAMES});
+    let axes: Value =
+        Axis::ALL.map(|each| (each.name().to_owned(), axis(item(each), each.description()))).into_iter().collect();
     let mut excluded = axes.clone();
     excluded["reason"] =
         json!({"type": "string", "description": "Why these cells are left out; `ortbench plan` shows it."});
-    let categories = axis(
-        json!({"enum": words(Category::ALL, Category::name)}),
-        "What is measured, each in a fresh process. Default: all.",
-    );
+    let categories = axis(json!({"enum": Category::NAMES}), "What is measured, each in a fresh process. Default: all.");
     let measurement = json!({
         "warmup": {"type": "integer", "minimum": 0, "description": "Unmeasured runs before the first measured one. Default 1."},
         "repetitions": {"type": "integer", "minimum": 1, "description": "Measured runs, at least. Default 5 (quick: 3)."},
@@ -83,7 +74,7 @@ pub fn schema() -> Value {
                     {"enum": ["cpu", "openvino", "cuda"]},
                     object("A library of your own.", &["path"], json!({"path": {"type": "string"}})),
                 ]},
-                "provider": {"enum": words(ProviderKind::ALL, ProviderKind::name), "description": "The execution provider."},
+                "provider": {"enum": ProviderKind::NAMES, "description": "The execution provider."},
                 "options": {"type": "object", "description": "Provider options, passed on as they are.", "additionalProperties": {"type": ["string", "number", "boolean"]}},
             }))},
             "matrix": object("The axes; every combination is a cell.", &["model", "backend", "batch", "prompt_tokens", "generate_tokens"], axes.clone()),

@@ -62,6 +62,18 @@ fn a_good_file_expands() {
 }
 
 #[test]
+fn images_are_an_axis_and_leave_the_ids_of_text_alone() {
+    let ids = |text: &str| load_text(text).unwrap().cells.into_iter().map(|cell| cell.id).collect::<Vec<_>>();
+    let text = GOOD.replace("batch: [1, 4]", "batch: [1, 4]\n  image: [none, 64x48]");
+    let (without, with) = (ids(GOOD), ids(&text));
+    assert!(without.iter().all(|id| with.contains(id)));
+    assert_eq!(with.iter().filter(|id| id.0.contains("-b4-i64x48-p16-")).count(), 3);
+    let cells = load_text(&text).unwrap().cells;
+    let size = cells.iter().find_map(|cell| cell.workload.image).unwrap();
+    assert_eq!((size.width, size.height), (64, 48));
+}
+
+#[test]
 fn ids_do_not_depend_on_order_or_repetitions() {
     let ids = |text: &str| {
         let mut ids: Vec<_> = load_text(text).unwrap().cells.into_iter().map(|cell| cell.id).collect();
@@ -88,6 +100,7 @@ fn mistakes_have_places_and_remedies() {
         ("unknown backend in a rule", GOOD.replace("{backend: ov, batch", "{backend: ovino, batch")),
         ("number out of range", GOOD.replace("batch: [1, 4]", "batch: [0, 4]")),
         ("not a number", GOOD.replace("threads: 2", "threads: many")),
+        ("no size of an image", GOOD.replace("batch: [1, 4]", "batch: [1, 4]\n  image: [none, 64*64]")),
         ("value twice", GOOD.replace("batch: [1, 4]", "batch: [4, 4]")),
         ("rule that matches nothing", GOOD.replace("batch: 4, reason", "batch: 4, prompt_tokens: 99, reason")),
         ("unsafe name", GOOD.replace("name: demo", "name: ../demo")),

@@ -226,6 +226,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
         flavour: Flavour::Fused,
         threads: 2,
         workload: Workload {
+            image: None,
             batch: 1,
             prompt_tokens: 32,
             generate_tokens: 8,

@@ -155,10 +155,11 @@ fn heading(group: &[&Outcome]) -> String {
     if group.iter().all(|outcome| outcome.cell.flavour == cell.flavour) {
         heading.push_str(&format!(" {}", cell.flavour));
     }
-    heading.push_str(&format!(
-        " · {} {threads} · batch {} · {} prompt tokens · {} generated",
-        cell.threads, work.batch, work.prompt_tokens, work.generate_tokens
-    ));
+    heading.push_str(&format!(" · {} {threads} · batch {}", cell.threads, work.batch));
+    if let Some(size) = work.image {
+        heading.push_str(&format!(" · image {size}"));
+    }
+    heading.push_str(&format!(" · {} prompt tokens · {} generated", work.prompt_tokens, work.generate_tokens));
     if cell.measurement.quick {
         heading.push_str(" · quick profile");
     }

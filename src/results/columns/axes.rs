@@ -81,9 +81,18 @@ fn settings() -> Vec<Column> {
             Some(row.outcome.cell.threads.into())
         }),
         column("batch", Kind::Integer, "Sequences in one batch.", |row| Some(row.outcome.cell.workload.batch.into())),
-        column("prompt_tokens", Kind::Integer, "Tokens of each prompt, exactly.", |row| {
-            Some(row.outcome.cell.workload.prompt_tokens.into())
-        }),
+        column(
+            "image",
+            Kind::Text,
+            "Width and height in pixels of the generated image at the start of each prompt; empty for a prompt of text.",
+            |row| Some(row.outcome.cell.workload.image?.to_string().into()),
+        ),
+        column(
+            "prompt_tokens",
+            Kind::Integer,
+            "Tokens of each prompt, exactly, those of an image among them.",
+            |row| Some(row.outcome.cell.workload.prompt_tokens.into()),
+        ),
         column("generate_tokens", Kind::Integer, "Tokens generated after each prompt, exactly.", |row| {
             Some(row.outcome.cell.workload.generate_tokens.into())
         }),
