@@ -15,6 +15,7 @@ pub mod probe;
 
 pub mod package;
 pub mod runtime;
+pub mod vision;
 
 pub mod stats;
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ortbench_export.checkpoint import Checkpoint
 from ortbench_export.config import Config, read_config, special_tokens
-from ortbench_export.graph import Graph
+from ortbench_export.graph import PackageGraphs
 from ortbench_export.manifest import ModelOrigin, PackageFile, manifest
 from ortbench_export.options import ExportOptions
 from ortbench_export.package import package_folder, write_file, write_manifest
@@ -19,9 +19,6 @@ from ortbench_export.tokenizer import chat_template, tokenizer_file
 from ortbench_export.weights.from_checkpoint import CheckpointSource
 from ortbench_export.weights.random import RandomSource
 from ortbench_export.weights.writer import write_plan
-
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
     try:
         source = CheckpointSource(checkpoint, threads)
         model = architecture.read(config, "lm_head.weight" not in checkpoint.entries)
-        graph = Graph(options, source)
-        shape = architecture.build(graph, model)
+        graphs = PackageGraphs(options, source)
+        shape = architecture.build(graphs, model)
         source.refuse_extra(lambda name: architecture.ignorable(model, name))
         name = _model_name(checkpoint_folder)
         stop = threading.Event()
@@ -50,7 +47,7 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
             # The checkpoint's hash is taken beside the export, which reads the same bytes in another order.
             revision = background.submit(checkpoint.revision, stop)
             try:
-                _write(graph, shape, config, destination,
+                _write(graphs, shape, config, destination,
                        lambda: ModelOrigin(model_id or name, config.architecture(), name, revision.result(), None))
             finally:
                 stop.set()
@@ -63,11 +60,11 @@ def export_random(config_file: Path, seed: int, destination: Destination, option
     """Write a package of the shape that a `config.json` describes, with random weights."""
     config = read_config(config_file)
     architecture = find_architecture(config, options)
-    graph = Graph(options, RandomSource(seed))
-    shape = architecture.build(graph, architecture.read(config, None))
+    graphs = PackageGraphs(options, RandomSource(seed))
+    shape = architecture.build(graphs, architecture.read(config, None))
     name = config_file.resolve().parent.name if config_file.name == "config.json" else config_file.stem
     origin = ModelOrigin(model_id or name, config.architecture(), None, None, seed)
-    _write(graph, shape, config, destination, lambda: origin)
+    _write(graphs, shape, config, destination, lambda: origin)
 
 
 def _model_name(checkpoint_folder: Path) -> str:
@@ -79,24 +76,28 @@ def _model_name(checkpoint_folder: Path) -> str:
     return folder.name
 
 
-def _write(graph: Graph, shape: ModelShape, config: Config, destination: Destination,
+def _write(graphs: PackageGraphs, shape: ModelShape, config: Config, destination: Destination,
            origin: Callable[[], ModelOrigin]) -> None:
     """`origin` is asked last, when the checkpoint's hash is likely there."""
     tokenizer, template = tokenizer_file(config.path.parent), chat_template(config.path.parent)
     tokens = special_tokens(config)
-    model = graph.model(DATA_FILE).SerializeToString(deterministic=True)
-    needed_bytes = graph.plan.total_bytes + len(model) + len(tokenizer or b"") + len(template or "")
+    models = [(graph, graph.model().SerializeToString(deterministic=True)) for graph in graphs.graphs]
+    weights_bytes = sum(graph.plan.total_bytes for graph in graphs.graphs)
+    needed_bytes = (weights_bytes + sum(len(model) for _, model in models) + len(tokenizer or b"")
+                    + len(template or ""))
     with package_folder(destination.folder, needed_bytes, destination.force) as folder:
-        files = [write_file(folder, MODEL_FILE, model)]
-        progress = Progress(f"writing {destination.folder}", graph.plan.total_bytes)
-        digest = write_plan(graph.plan, folder / DATA_FILE, progress.advance)
-        files.append(PackageFile(DATA_FILE, graph.plan.total_bytes, digest))
+        files = []
+        progress = Progress(f"writing {destination.folder}", weights_bytes)
+        for graph, model in models:
+            files.append(write_file(folder, graph.model_file, model))
+            digest = write_plan(graph.plan, folder / graph.data_file, progress.advance)
+            files.append(PackageFile(graph.data_file, graph.plan.total_bytes, digest))
         if tokenizer is not None:
             files.append(write_file(folder, "tokenizer.json", tokenizer))
         if template is not None:
             files.append(write_file(folder, "chat_template.jinja", template.encode()))
         write_manifest(folder, manifest(
-            graph, shape, origin(), tokens, "tokenizer.json" if tokenizer is not None else None,
-            "chat_template.jinja" if template is not None else None, MODEL_FILE, DATA_FILE, files,
+            graphs, shape, origin(), tokens, "tokenizer.json" if tokenizer is not None else None,
+            "chat_template.jinja" if template is not None else None, files,
         ))
     progress.finish()

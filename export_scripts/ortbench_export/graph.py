@@ -1,4 +1,4 @@
-"""Build an ONNX graph directly: nodes as they are named, weights as they are planned, nothing traced.
+"""Build ONNX graphs directly: nodes as they are named, weights as they are planned, nothing traced.
 
 Node names read `/model/layers.0/attn/q_proj/MatMul`: where, then what. A node's outputs are named after it.
 """
@@ -19,6 +19,8 @@ CONTRIB = "com.microsoft"
 STANDARD_OPSET = 21
 # The IR version that came with that opset; onnx's own default would lock older runtimes out.
 IR_VERSION = 10
+# A graph's files are called after its stem, and so are the names within it.
+STEMS = {"decoder": "model", "vision": "vision"}
 ONNX_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16,
               np.dtype(np.int64): TensorProto.INT64}
 
@@ -44,8 +46,10 @@ class Port:
 
 @dataclass
 class Graph:
-    """A graph under construction: blocks add nodes to it and get the names of their outputs."""
+    """A graph under construction: blocks add nodes to it and get the names of their outputs. `role` says what it is
+    for, one of STEMS."""
 
+    role: str
     options: ExportOptions
     source: WeightSource
     plan: Plan = field(default_factory=Plan)
@@ -71,7 +75,7 @@ class Graph:
     def constant(self, values, dtype=np.int64) -> str:
         """A small constant, stored once for each distinct value."""
         array = np.asarray(values, dtype=dtype)
-        name = f"/model/constants/{array.dtype.name}/{array.tolist()}".replace(" ", "")
+        name = f"/{self.stem}/constants/{array.dtype.name}/{array.tolist()}".replace(" ", "")
         self.constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
@@ -93,12 +97,25 @@ class Graph:
         self.outputs.append(port)
         return port.name
 
-    def model(self, data_file: str) -> onnx.ModelProto:
+    @property
+    def stem(self) -> str:
+        return STEMS[self.role]
+
+    @property
+    def model_file(self) -> str:
+        return f"{self.stem}.onnx"
+
+    @property
+    def data_file(self) -> str:
+        """The weights."""
+        return f"{self.model_file}.data"
+
+    def model(self) -> onnx.ModelProto:
         """The finished model, whose weights lie in `data_file` beside it."""
         initializers = list(self.constants.values())
-        initializers += [_external(placement, data_file) for placement in self.plan.placements.values()]
+        initializers += [_external(placement, self.data_file) for placement in self.plan.placements.values()]
         graph = helper.make_graph(
-            self.nodes, "model", [port.value_info() for port in self.inputs],
+            self.nodes, self.stem, [port.value_info() for port in self.inputs],
             [port.value_info() for port in self.outputs], initializers,
         )
         return helper.make_model(
@@ -109,6 +126,24 @@ class Graph:
     def opsets(self) -> dict[str, int]:
         """Domain → version; the plain flavour knows the standard domain alone."""
         return {"": STANDARD_OPSET, CONTRIB: 1} if self.options.fused else {"": STANDARD_OPSET}
+
+
+@dataclass
+class PackageGraphs:
+    """The graphs of a package under construction, in the order in which they were begun."""
+
+    options: ExportOptions
+    source: WeightSource
+    graphs: list[Graph] = field(default_factory=list)
+
+    def begin(self, role: str, options: ExportOptions | None = None) -> Graph:
+        """An empty graph, with options of its own where they differ from the package's."""
+        self.graphs.append(Graph(role, options or self.options, self.source))
+        return self.graphs[-1]
+
+    def of(self, role: str) -> Graph | None:
+        """The graph of that role, if there is one."""
+        return next((graph for graph in self.graphs if graph.role == role), None)
 
 
 def tensor_name(node_name: str, what: str) -> str:

@@ -1,14 +1,14 @@
 """Put together `manifest.json`, all that the runner knows about a package."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ortbench_export import __version__
 from ortbench_export.config import SpecialTokens
-from ortbench_export.graph import Graph
+from ortbench_export.graph import PackageGraphs
 from ortbench_export.shape import ModelShape
 
 FORMAT = "ortbench-package"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class PackageFile:
     sha256: str
 
 
-def manifest(graph: Graph, shape: ModelShape, origin: ModelOrigin, tokens: SpecialTokens, tokenizer: str | None,
-             chat_template: str | None, model_file: str, data_file: str, files: list[PackageFile]) -> dict:
-    """The manifest of a package with one decoder graph."""
-    options, scheme = graph.options, graph.options.scheme
+def manifest(graphs: PackageGraphs, shape: ModelShape, origin: ModelOrigin, tokens: SpecialTokens,
+             tokenizer: str | None, chat_template: str | None, files: list[PackageFile]) -> dict:
+    """The manifest of a package: a decoder and the graphs that feed it."""
+    options, scheme = graphs.options, graphs.options.scheme
+    decoder, vision = graphs.of("decoder"), graphs.of("vision")
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -59,6 +60,7 @@ def manifest(graph: Graph, shape: ModelShape, origin: ModelOrigin, tokens: Speci
             "experts_per_token": shape.experts_per_token,
             "expert_intermediate_size": shape.expert_intermediate_size,
         },
+        "image": asdict(shape.image) if shape.image else None,
         "parameters": {"total": shape.parameters.total, "active_per_token": shape.parameters.active_per_token},
         "precision": {
             "name": options.precision,
@@ -67,17 +69,18 @@ def manifest(graph: Graph, shape: ModelShape, origin: ModelOrigin, tokens: Speci
             "accuracy_level": options.accuracy_level if scheme and options.fused else None,
             "embedding": shape.embedding_precision,
             "lm_head": shape.lm_head_precision,
+            "vision": vision.options.precision if vision else None,
             "activations": options.activation_name,
         },
         "flavour": options.flavour,
-        "opsets": graph.opsets(),
+        "opsets": decoder.opsets(),
         "graphs": [{
-            "role": "decoder",
-            "file": model_file,
-            "external_data": [data_file],
+            "role": graph.role,
+            "file": graph.model_file,
+            "external_data": [graph.data_file],
             "inputs": [port.describe() for port in graph.inputs],
             "outputs": [port.describe() for port in graph.outputs],
-        }],
+        } for graph in graphs.graphs],
         "cache": {
             "dtype": options.dtype.name,
             "bytes_per_token": shape.cache_bytes_per_token,
@@ -88,7 +91,7 @@ def manifest(graph: Graph, shape: ModelShape, origin: ModelOrigin, tokens: Speci
         "tokens": {"bos": tokens.bos, "pad": tokens.pad, "eos": list(tokens.eos)},
         "tokenizer": tokenizer,
         "chat_template": chat_template,
-        "bytes_read_per_token": {"weights": graph.plan.bytes_read_per_token()},
+        "bytes_read_per_token": {"weights": decoder.plan.bytes_read_per_token()},
         "files": [{"path": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in files],
         "exporter": {"name": "ortbench_export", "version": __version__, "options": options.describe()},
     }

@@ -7,7 +7,7 @@ from typing import Any
 from ortbench_export.architectures import glm4_moe_lite, qwen3, qwen3_moe
 from ortbench_export.config import Config
 from ortbench_export.errors import ExportError
-from ortbench_export.graph import Graph
+from ortbench_export.graph import PackageGraphs
 from ortbench_export.options import ExportOptions
 from ortbench_export.shape import ModelShape
 
@@ -18,7 +18,7 @@ class Architecture:
 
     describes: str
     read: Callable[[Config, bool | None], Any]
-    build: Callable[[Graph, Any], ModelShape]
+    build: Callable[[PackageGraphs, Any], ModelShape]
     ignorable: Callable[[Any, str], bool]
     latent_attention: bool = False
 

@@ -19,8 +19,33 @@ class ParameterCount:
 
 
 @dataclass(frozen=True)
+class ImageShape:
+    """The manifest's `image`, key by key: how an image becomes patches, and the tower that they pass."""
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: str
+    image_token: int
+    vision_start: int
+    vision_end: int
+    feature_width: int
+    deepstack: int
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """The manifest's `shape`, and what goes with it. Expert fields are for mixtures only."""
+    """The manifest's `shape`, and what goes with it. Expert fields are for mixtures only, `image` for models that take
+    images."""
 
     layers: int
     hidden_size: int
@@ -40,3 +65,4 @@ class ModelShape:
     experts: int | None = None
     experts_per_token: int | None = None
     expert_intermediate_size: int | None = None
+    image: ImageShape | None = None

@@ -106,6 +106,7 @@ pub(super) fn open(root: &Path) -> Result<Package> {
             experts_per_token: None,
             expert_intermediate_size: None,
         },
+        image: None,
         parameters: Parameters { total: weights.parameters, active_per_token: weights.multiplied },
         precision: PrecisionDetail {
             name: weights.precision,
@@ -114,6 +115,7 @@ pub(super) fn open(root: &Path) -> Result<Package> {
             accuracy_level: weights.accuracy_level,
             embedding: weights.precision,
             lm_head: weights.precision,
+            vision: None,
             activations: if cache_dtype == Dtype::Float16 { Precision::Fp16 } else { Precision::Fp32 },
         },
         flavour: if fused { Flavour::Fused } else { Flavour::Plain },

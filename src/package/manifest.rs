@@ -1,4 +1,4 @@
-//! `manifest.json`, format version 1: the types behind `docs/package.md`.
+//! `manifest.json`, format version 2: the types behind `docs/package.md`.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub const FORMAT: &str = "ortbench-package";
 pub(super) const EXPORT_AGAIN: &str = "the package is incomplete or was changed; export it again";
 
 /// The version this program reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The whole manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub struct Manifest {
     pub model: Model,
     /// Dimensions.
     pub shape: Shape,
+    /// How images become tokens, of models that take them.
+    pub image: Option<Image>,
     /// Counts of weights.
     pub parameters: Parameters,
     /// How weights and activations are stored.
@@ -157,6 +159,56 @@ pub struct Shape {
     pub expert_intermediate_size: Option<u64>,
 }
 
+/// How an image becomes patches, and patches become tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Side of a patch in pixels.
+    pub patch_size: u64,
+    /// Frames of a patch; a still image is repeated.
+    pub temporal_patch_size: u64,
+    /// Side in patches of what becomes one token.
+    pub merge_size: u64,
+    /// An image is resized to at least this many pixels,
+    pub min_pixels: u64,
+    /// and to at most this many.
+    pub max_pixels: u64,
+    /// Of each channel, after scaling to 0 … 1.
+    pub mean: [f64; 3],
+    /// Likewise.
+    pub std: [f64; 3],
+    /// The filter of resizing, with antialiasing.
+    pub resample: Resample,
+    /// The token that stands once for each merged patch.
+    pub image_token: u32,
+    /// Stands before an image.
+    pub vision_start: u32,
+    /// Stands behind it.
+    pub vision_end: u32,
+    /// Columns of the image features: the embedding's and those of each DeepStack layer.
+    pub feature_width: u64,
+    /// Vision layers whose features are added to the first decoder layers.
+    pub deepstack: u64,
+    /// Layers of the vision tower.
+    pub layers: u64,
+    /// Its width.
+    pub hidden_size: u64,
+    /// The width of its feed-forward.
+    pub intermediate_size: u64,
+    /// Its attention heads.
+    pub heads: u64,
+    /// Its weights, part of the model's total.
+    pub parameters: u64,
+}
+
+/// A filter of resizing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resample {
+    /// Cubic convolution.
+    Bicubic,
+}
+
 /// Counts of weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -183,6 +235,8 @@ pub struct PrecisionDetail {
     pub embedding: Precision,
     /// The head's storage.
     pub lm_head: Precision,
+    /// The vision tower's matrices, of models that take images.
+    pub vision: Option<Precision>,
     /// The activations' type.
     pub activations: Precision,
 }
@@ -209,6 +263,8 @@ pub struct Graph {
 pub enum GraphRole {
     /// Token ids to logits, with a cache.
     Decoder,
+    /// The patches of one image to its features.
+    Vision,
 }
 
 /// An input or output.
@@ -235,7 +291,11 @@ pub enum PortRole {
     InputIds,
     AttentionMask,
     PositionIds,
+    MropePositionIds,
     LogitsPositions,
+    PixelValues,
+    ImageGrid,
+    ImageFeatures,
     PastKey,
     PastValue,
     PresentKey,
@@ -341,4 +401,36 @@ pub struct Exporter {
     pub version: String,
     /// Options that shaped the result.
     pub options: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vision_graph_and_its_image_section_are_read() {
+        let graph: Graph = serde_json::from_value(serde_json::json!({
+            "role": "vision", "file": "vision.onnx", "external_data": ["vision.onnx.data"],
+            "inputs": [
+                {"name": "pixel_values", "role": "pixel_values", "layer": null, "dtype": "float32", "dims": ["patches", 1536]},
+                {"name": "image_grid_thw", "role": "image_grid", "layer": null, "dtype": "int64", "dims": [1, 3]},
+            ],
+            "outputs": [{"name": "image_features", "role": "image_features", "layer": null, "dtype": "float32",
+                         "dims": ["image_tokens", 8192]}],
+        }))
+        .expect("a graph");
+        assert_eq!(graph.role, GraphRole::Vision);
+        assert_eq!(graph.port(PortRole::ImageGrid).expect("a port").dims, [Dim::Size(1), Dim::Size(3)]);
+        let positions: PortRole = serde_json::from_str("\"mrope_position_ids\"").expect("a role");
+        assert_eq!(positions, PortRole::MropePositionIds);
+
+        let image: Image = serde_json::from_value(serde_json::json!({
+            "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 65536, "max_pixels": 16777216,
+            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resample": "bicubic", "image_token": 151655,
+            "vision_start": 151652, "vision_end": 151653, "feature_width": 8192, "deepstack": 3, "layers": 24,
+            "hidden_size": 1024, "intermediate_size": 4096, "heads": 16, "parameters": 407000000,
+        }))
+        .expect("an image section");
+        assert_eq!((image.resample, image.feature_width), (Resample::Bicubic, 8192));
+    }
 }

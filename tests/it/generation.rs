@@ -212,7 +212,7 @@ fn damaged_packages_are_named() {
             |root| {
                 let path = root.join("manifest.json");
                 let text = std::fs::read_to_string(&path).expect("text");
-                std::fs::write(&path, text.replace("\"format_version\": 1", "\"format_version\": 9")).expect("written");
+                std::fs::write(&path, text.replace("\"format_version\": 2", "\"format_version\": 9")).expect("written");
             },
             "format version",
         ),

@@ -9,7 +9,7 @@ from ortbench_export.blocks.mlp import swiglu
 from ortbench_export.blocks.router import RouterShape
 from ortbench_export.config import Config
 from ortbench_export.errors import ExportError
-from ortbench_export.graph import Graph
+from ortbench_export.graph import Graph, PackageGraphs
 from ortbench_export.shape import ModelShape, ParameterCount
 
 
@@ -50,8 +50,9 @@ def read(config: Config, tied_by_default: bool | None) -> Glm4MoeLite:
     )
 
 
-def build(graph: Graph, model: Glm4MoeLite) -> ModelShape:
+def build(graphs: PackageGraphs, model: Glm4MoeLite) -> ModelShape:
     """Assemble the decoder; what the manifest says about its shape."""
+    graph = graphs.begin("decoder")
     decoder, attention, options = model.decoder, model.attention, graph.options
     stack.decoder(
         graph, decoder,

@@ -8,7 +8,7 @@ from ortbench_export.blocks.attention import AttentionShape, attention, begin_at
 from ortbench_export.blocks.mlp import swiglu
 from ortbench_export.config import Config
 from ortbench_export.errors import ExportError
-from ortbench_export.graph import Graph
+from ortbench_export.graph import Graph, PackageGraphs
 from ortbench_export.shape import ModelShape, ParameterCount
 
 
@@ -37,8 +37,9 @@ def read(config: Config, tied_by_default: bool | None) -> Qwen3:
     return Qwen3(decoder, shape, config.integer("intermediate_size"), config.rope_theta())
 
 
-def build(graph: Graph, model: Qwen3) -> ModelShape:
+def build(graphs: PackageGraphs, model: Qwen3) -> ModelShape:
     """Assemble the decoder; what the manifest says about its shape."""
+    graph = graphs.begin("decoder")
     assemble(graph, model, lambda layer, x: dense(graph, model, layer, x))
     return shape(graph, model, _parameters(model))
 

@@ -6,7 +6,7 @@ from ortbench_export.architectures import qwen3
 from ortbench_export.blocks.experts import ExpertsShape, mixture
 from ortbench_export.blocks.router import RouterShape
 from ortbench_export.config import Config
-from ortbench_export.graph import Graph
+from ortbench_export.graph import PackageGraphs
 from ortbench_export.shape import ModelShape, ParameterCount
 
 
@@ -32,8 +32,10 @@ def read(config: Config, tied_by_default: bool | None) -> Qwen3Moe:
     return Qwen3Moe(dense, ExpertsShape(router, config.integer("moe_intermediate_size")), sparse)
 
 
-def build(graph: Graph, model: Qwen3Moe) -> ModelShape:
+def build(graphs: PackageGraphs, model: Qwen3Moe) -> ModelShape:
     """Assemble the decoder; what the manifest says about its shape."""
+    graph = graphs.begin("decoder")
+
     def feed_forward(layer: int, x: str) -> str:
         if layer not in model.sparse_layers:
             return qwen3.dense(graph, model.dense, layer, x)

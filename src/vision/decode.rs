@@ -1,0 +1,205 @@
+//! An image file becomes 8-bit RGB, as Pillow's `exif_transpose(open(file)).convert("RGB")` makes it.
+//!
+//! Nothing is decoded before the header's size has been held against the memory that there is.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use image::codecs::bmp::BmpDecoder;
+use image::codecs::gif::GifDecoder;
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
+use image::{AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, Limits};
+use image::{Pixel, RgbImage};
+
+use crate::error::{Context, Error, Result};
+use crate::units;
+
+const FORMATS: &str = "PNG, JPEG, WebP, BMP and GIF are read";
+
+/// Reads an image file; decoding takes at most about `budget_bytes` of memory.
+///
+/// Alpha is dropped, palettes and grey are expanded, and the orientation that a camera noted is applied.
+///
+/// # Errors
+/// A file that cannot be read, is no image, is damaged or cut off, has no area, moves (several frames), or would take
+/// more memory than the budget.
+pub fn open(path: &Path, budget_bytes: u64) -> Result<RgbImage> {
+    let bytes = read(path, budget_bytes).with_context(|| format!("cannot read the image `{}`", path.display()))?;
+    decode(&bytes, budget_bytes).with_context(|| format!("cannot use the image `{}`", path.display()))
+}
+
+fn read(path: &Path, budget_bytes: u64) -> Result<Vec<u8>> {
+    let remedy = "name an image file that can be read";
+    let metadata = path.metadata().map_err(|error| Error::new("it cannot be opened").hint(remedy).because(error))?;
+    if !metadata.is_file() {
+        return Err(Error::new("it is not a regular file").hint(remedy));
+    }
+    let file = File::open(path).map_err(|error| Error::new("it cannot be opened").hint(remedy).because(error))?;
+    let mut bytes = Vec::new();
+    file.take(budget_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::new("reading fails").hint("copy the file anew").because(error))?;
+    if bytes.len() as u64 > budget_bytes {
+        return Err(too_large("the file is", metadata.len(), budget_bytes));
+    }
+    Ok(bytes)
+}
+
+fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
+    if bytes.is_empty() {
+        return Err(Error::new("the file is empty").hint("copy the file anew"));
+    }
+    let format =
+        image::guess_format(bytes).map_err(|_| Error::new("it is not an image of a known format").hint(FORMATS))?;
+    let budget = Budget { total: budget_bytes, left: budget_bytes.saturating_sub(bytes.len() as u64) };
+    let limits = budget.limits();
+    let input = Cursor::new(bytes);
+    match format {
+        ImageFormat::Png => {
+            let decoder = PngDecoder::with_limits(input, limits).map_err(damaged)?;
+            if decoder.is_apng().map_err(damaged)? {
+                budget.check(&decoder, ANIMATED)?;
+                return only_frame(decoder.apng().map_err(damaged)?.into_frames());
+            }
+            still(decoder, &budget)
+        }
+        ImageFormat::Jpeg => {
+            check_jpeg_end(bytes)?;
+            still(JpegDecoder::new(input).map_err(damaged)?, &budget)
+        }
+        ImageFormat::WebP => {
+            let decoder = WebPDecoder::new(input).map_err(damaged)?;
+            if decoder.has_animation() {
+                budget.check(&decoder, ANIMATED)?;
+                return only_frame(decoder.into_frames());
+            }
+            still(decoder, &budget)
+        }
+        ImageFormat::Gif => {
+            let decoder = GifDecoder::new(input).map_err(damaged)?;
+            budget.check(&decoder, ANIMATED)?;
+            only_frame(decoder.into_frames())
+        }
+        ImageFormat::Bmp => still(BmpDecoder::new(input).map_err(damaged)?, &budget),
+        other => Err(Error::new(format!("{} is not read", other.to_mime_type())).hint(FORMATS)),
+    }
+}
+
+/// Bytes a pixel that decoding an animation holds at a time: canvas, frame and result in four channels, RGB.
+const ANIMATED: u64 = 4 * 4 + 3;
+/// Bytes a pixel beside a still image as stored: the decoder's own (coefficients of a progressive JPEG), RGB.
+const STILL: u64 = 6 + 3;
+
+struct Budget {
+    total: u64,
+    left: u64,
+}
+
+impl Budget {
+    fn limits(&self) -> Limits {
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(self.left);
+        limits
+    }
+
+    /// Looks at the header's size, before any pixel.
+    fn check(&self, decoder: &impl ImageDecoder, bytes_a_pixel: u64) -> Result<()> {
+        let (width, height) = decoder.dimensions();
+        if width == 0 || height == 0 {
+            return Err(Error::new(format!("an image of {width} × {height} pixels has no area"))
+                .hint("give an image of one pixel or more"));
+        }
+        let needed = (u64::from(width) * u64::from(height)).saturating_mul(bytes_a_pixel);
+        if needed > self.left {
+            return Err(too_large(&format!("decoding {width} × {height} pixels takes"), needed, self.total));
+        }
+        Ok(())
+    }
+}
+
+fn too_large(what: &str, bytes: u64, budget: u64) -> Error {
+    Error::new(format!("{what} {}, and there are {} for an image", units::bytes(bytes), units::bytes(budget)))
+        .hint("make the image smaller: the model shrinks it anyway")
+}
+
+fn still(mut decoder: impl ImageDecoder, budget: &Budget) -> Result<RgbImage> {
+    budget.check(&decoder, u64::from(decoder.color_type().bytes_per_pixel()) + STILL)?;
+    decoder.set_limits(budget.limits()).map_err(damaged)?;
+    // Pillow, too, takes an orientation that it cannot read for none.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    let mut image = DynamicImage::ImageRgb8(to_rgb(image));
+    image.apply_orientation(orientation);
+    Ok(image.into_rgb8())
+}
+
+fn only_frame(mut frames: Frames<'_>) -> Result<RgbImage> {
+    let empty = || Error::new("it holds no picture").hint("copy the file anew, or save it again with another program");
+    let frame = frames.next().ok_or_else(empty)?.map_err(damaged)?;
+    if frames.next().transpose().map_err(damaged)?.is_some() {
+        return Err(Error::new("it is animated: it has several frames").hint("save one frame of it as PNG"));
+    }
+    Ok(to_rgb(DynamicImage::ImageRgba8(frame.into_buffer())))
+}
+
+/// Pillow's `convert("RGB")`: alpha is dropped, not blended; of 16 bits the upper 8 count, except in grey without
+/// alpha, where a level above 255 is white.
+fn to_rgb(image: DynamicImage) -> RgbImage {
+    match image {
+        DynamicImage::ImageRgb8(image) => image,
+        DynamicImage::ImageLuma16(image) => map(&image, |pixel| [pixel.0[0].min(255) as u8; 3]),
+        DynamicImage::ImageLumaA16(image) => map(&image, |pixel| [(pixel.0[0] >> 8) as u8; 3]),
+        DynamicImage::ImageRgb16(image) => map(&image, |pixel| pixel.0.map(|level| (level >> 8) as u8)),
+        DynamicImage::ImageRgba16(image) => map(&image, |pixel| pixel.to_rgb().0.map(|level| (level >> 8) as u8)),
+        DynamicImage::ImageLuma8(image) => map(&image, |pixel| [pixel.0[0]; 3]),
+        DynamicImage::ImageLumaA8(image) => map(&image, |pixel| [pixel.0[0]; 3]),
+        DynamicImage::ImageRgba8(image) => map(&image, |pixel| pixel.to_rgb().0),
+        // No format that is read here decodes to floating point.
+        other => other.into_rgb8(),
+    }
+}
+
+fn map<P: Pixel>(image: &image::ImageBuffer<P, Vec<P::Subpixel>>, rgb: impl Fn(&P) -> [u8; 3]) -> RgbImage {
+    let bytes = image.pixels().flat_map(rgb).collect();
+    RgbImage::from_raw(image.width(), image.height(), bytes).expect("three bytes for each pixel")
+}
+
+/// A JPEG that was cut off decodes without complaint, the rest grey: it must reach its end marker.
+fn check_jpeg_end(bytes: &[u8]) -> Result<()> {
+    const END: u8 = 0xD9;
+    const SCAN: u8 = 0xDA;
+    let mut at = 2;
+    let mut in_scan = false;
+    while let Some(&[mark, code]) = bytes.get(at..at + 2) {
+        match (mark, code) {
+            (0xFF, END) if in_scan => return Ok(()),
+            // Within a scan: a stuffed byte, or a restart. Anywhere: filling, and markers without a length.
+            (0xFF, 0x00 | 0x01 | 0xD0..=0xD8) => at += 2,
+            (0xFF, 0xFF) => at += 1,
+            (0xFF, _) => {
+                in_scan |= code == SCAN;
+                let length = bytes.get(at + 2..at + 4).map_or(0, |length| u16::from_be_bytes([length[0], length[1]]));
+                at += 2 + usize::from(length);
+            }
+            _ => at += 1,
+        }
+    }
+    Err(Error::new("the file ends before the image does").hint("copy the file anew"))
+}
+
+fn damaged(error: ImageError) -> Error {
+    let remedy = "copy the file anew, or save it again with another program";
+    let message = match &error {
+        ImageError::Limits(_) => "decoding takes more memory than there is for an image",
+        ImageError::Unsupported(_) => "this kind of the format is not read",
+        ImageError::IoError(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the file ends before the image does"
+        }
+        _ => "it is damaged",
+    };
+    Error::new(message).hint(remedy).because(error)
+}

@@ -1,0 +1,64 @@
+//! Pixels as a vision graph takes them: normalised, cut into patches, in the order in which patches are merged.
+
+use ndarray::Array2;
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::vision::resize::{resize, smart_resize};
+use crate::vision::{Grid, ImageSpec, RgbImage};
+
+/// One image, ready for the vision graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patches {
+    /// `pixel_values`: `[patches, 3 · temporal_patch_size · patch_size²]`. A row holds channels, in them the image
+    /// repeated in time, in them the rows of the patch. The `merge_size`² patches of a token follow one another.
+    pub values: Array2<f32>,
+    /// `image_grid_thw`.
+    pub grid: Grid,
+}
+
+/// Resizes, normalises and cuts an image into patches.
+///
+/// # Errors
+/// As [`smart_resize`].
+pub fn preprocess(image: &RgbImage, spec: &ImageSpec) -> Result<Patches> {
+    let (width, height) = smart_resize(image.width(), image.height(), spec)?;
+    let resized = (image.dimensions() != (width, height)).then(|| resize(image, width, height));
+    Ok(cut(resized.as_ref().unwrap_or(image), spec))
+}
+
+/// Cuts an image whose sides are multiples of the factor.
+fn cut(image: &RgbImage, spec: &ImageSpec) -> Patches {
+    let patch = spec.patch_size;
+    let merge = spec.merge_size;
+    let row_bytes = 3 * image.width() as usize;
+    let grid = Grid { time: 1, height: image.height() as usize / patch, width: image.width() as usize / patch };
+    let levels = levels(spec);
+    let mut values = Array2::zeros((grid.patches(), spec.patch_width()));
+    let (band, band_bytes) = (grid.width * merge * spec.patch_width(), merge * patch * row_bytes);
+    let bands = values.as_slice_mut().expect("made in standard order").par_chunks_exact_mut(band);
+    bands.zip(image.as_raw().par_chunks_exact(band_bytes)).for_each(|(to, from)| {
+        for (number, to) in to.chunks_exact_mut(spec.patch_width()).enumerate() {
+            let (token, inside) = (number / (merge * merge), number % (merge * merge));
+            let (row, column) = (inside / merge, token * merge + inside % merge);
+            let from = &from[row * patch * row_bytes + 3 * column * patch..];
+            for (channel, to) in to.chunks_exact_mut(spec.patch_width() / 3).enumerate() {
+                let (first, repeated) = to.split_at_mut(patch * patch);
+                for (to, from) in first.chunks_exact_mut(patch).zip(from.chunks(row_bytes)) {
+                    for (value, pixel) in to.iter_mut().zip(from.chunks_exact(3)) {
+                        *value = levels[channel][usize::from(pixel[channel])];
+                    }
+                }
+                repeated.chunks_exact_mut(patch * patch).for_each(|frame| frame.copy_from_slice(first));
+            }
+        }
+    });
+    Patches { values, grid }
+}
+
+/// What each level of each channel becomes, in the precisions in which transformers computes it.
+fn levels(spec: &ImageSpec) -> [[f32; 256]; 3] {
+    std::array::from_fn(|channel| {
+        std::array::from_fn(|level| ((level as f64 * (1.0 / 255.0)) as f32 - spec.mean[channel]) / spec.std[channel])
+    })
+}

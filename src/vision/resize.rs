@@ -1,0 +1,158 @@
+//! The size that an image gets, and the resizing itself, as Pillow does it.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::vision::{ImageSpec, RgbImage};
+
+/// Longest side over shortest: beyond it, Hugging Face's processor refuses an image.
+const MOST_ELONGATED: f64 = 200.0;
+
+/// Width and height that an image is resized to (`smart_resize` of transformers): multiples of
+/// [`ImageSpec::factor`], between the pixel limits, the shape kept as well as that allows.
+///
+/// # Errors
+/// An image without area, or more than 200 times as long as it is wide; settings that cannot be.
+pub fn smart_resize(width: u32, height: u32, spec: &ImageSpec) -> Result<(u32, u32)> {
+    spec.check()?;
+    if width == 0 || height == 0 {
+        return Err(Error::new(format!("an image of {width} × {height} pixels has no area"))
+            .hint("give an image of one pixel or more"));
+    }
+    let (w, h) = (f64::from(width), f64::from(height));
+    if w.max(h) / w.min(h) > MOST_ELONGATED {
+        return Err(Error::new(format!(
+            "an image of {width} × {height} pixels is more than 200 times as long as wide"
+        ))
+        .hint("crop it, or cut it into several images"));
+    }
+    let factor = spec.factor() as f64;
+    let (least, most) = (spec.min_pixels as f64, spec.max_pixels as f64);
+    // Python's `round` takes halves to the even neighbour.
+    let round = |side: f64| (side / factor).round_ties_even() * factor;
+    let (wide, high) = (round(w), round(h));
+    let (wide, high) = if wide * high > most {
+        let shrink = (h * w / most).sqrt();
+        let side = |side: f64| factor.max((side / shrink / factor).floor() * factor);
+        (side(w), side(h))
+    } else if wide * high < least {
+        let grow = (least / (h * w)).sqrt();
+        let side = |side: f64| (side * grow / factor).ceil() * factor;
+        (side(w), side(h))
+    } else {
+        (wide, high)
+    };
+    if wide.max(high) > f64::from(u32::MAX) {
+        return Err(Error::new(format!("an image of {width} × {height} pixels becomes {wide} × {high}"))
+            .hint("the model's pixel limits are out of reach: export the package again"));
+    }
+    Ok((wide as u32, high as u32))
+}
+
+/// Bits behind the point of a coefficient: eight are left for the pixel, two for the sign and what the filter's
+/// negative lobes add.
+const PRECISION: u32 = 32 - 8 - 2;
+
+/// Resizes with the bicubic filter, widened when the image becomes smaller (antialiasing): equal to Pillow's
+/// `Image.resize(size, BICUBIC)` in every byte. First the rows, then the columns, rounded to bytes in between.
+///
+/// # Panics
+/// A target or an image without area.
+pub fn resize(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    assert!(width > 0 && height > 0 && image.width() > 0 && image.height() > 0, "an image without area");
+    let rows = if width == image.width() { None } else { Some(resize_rows(image, width)) };
+    let rows = rows.as_ref().unwrap_or(image);
+    if height == image.height() { rows.clone() } else { resize_columns(rows, height) }
+}
+
+fn resize_rows(image: &RgbImage, width: u32) -> RgbImage {
+    let taps = taps(image.width() as usize, width as usize);
+    let mut resized = RgbImage::new(width, image.height());
+    let source = image.as_raw().par_chunks_exact(3 * image.width() as usize);
+    source.zip(resized.par_chunks_exact_mut(3 * width as usize)).for_each(|(from, to)| {
+        for (pixel, tap) in to.chunks_exact_mut(3).zip(&taps) {
+            let mut sums = [HALF; 3];
+            let from = &from[3 * tap.inputs.start..3 * tap.inputs.end];
+            for (levels, weight) in from.chunks_exact(3).zip(&tap.weights) {
+                for (sum, level) in sums.iter_mut().zip(levels) {
+                    *sum += i32::from(*level) * weight;
+                }
+            }
+            for (level, sum) in pixel.iter_mut().zip(sums) {
+                *level = to_byte(sum);
+            }
+        }
+    });
+    resized
+}
+
+fn resize_columns(image: &RgbImage, height: u32) -> RgbImage {
+    let bytes = 3 * image.width() as usize;
+    let taps = taps(image.height() as usize, height as usize);
+    let mut resized = RgbImage::new(image.width(), height);
+    resized.par_chunks_exact_mut(bytes).zip(&taps).for_each_init(
+        || vec![0_i32; bytes],
+        |sums, (to, tap)| {
+            sums.fill(HALF);
+            let from = image.as_raw()[bytes * tap.inputs.start..bytes * tap.inputs.end].chunks_exact(bytes);
+            for (row, weight) in from.zip(&tap.weights) {
+                for (sum, level) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(*level) * weight;
+                }
+            }
+            for (level, sum) in to.iter_mut().zip(sums) {
+                *level = to_byte(*sum);
+            }
+        },
+    );
+    resized
+}
+
+/// Sums begin with a half, so that shifting rounds.
+const HALF: i32 = 1 << (PRECISION - 1);
+
+fn to_byte(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+/// The pixels of a line that make one output pixel.
+struct Tap {
+    inputs: Range<usize>,
+    weights: Vec<i32>,
+}
+
+fn taps(inputs: usize, outputs: usize) -> Vec<Tap> {
+    let scale = inputs as f64 / outputs as f64;
+    let widening = scale.max(1.0);
+    let reach = SUPPORT * widening;
+    let tap = |output: usize| {
+        let centre = (output as f64 + 0.5) * scale;
+        let start = (centre - reach + 0.5).max(0.0) as usize;
+        let end = ((centre + reach + 0.5) as usize).min(inputs);
+        let narrowing = 1.0 / widening;
+        let weight = |input: usize| bicubic(((input as f64) - centre + 0.5) * narrowing);
+        let weights: Vec<f64> = (start..end).map(weight).collect();
+        let sum: f64 = weights.iter().sum();
+        let fixed = |weight: &f64| (weight / sum * f64::from(1 << PRECISION)).round() as i32;
+        Tap { inputs: start..end, weights: weights.iter().map(fixed).collect() }
+    };
+    (0..outputs).map(tap).collect()
+}
+
+/// Distance, in output pixels, from which the filter is zero.
+const SUPPORT: f64 = 2.0;
+
+/// Keys' cubic convolution with a = −1/2 ("Cubic convolution interpolation for digital image processing", 1981).
+fn bicubic(distance: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = distance.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < SUPPORT {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
