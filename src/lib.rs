@@ -15,9 +15,9 @@ pub mod probe;
 
 pub mod package;
 pub mod runtime;
-pub mod vision;
 
 pub mod stats;
+pub mod vision;
 
 pub mod protocol;
 

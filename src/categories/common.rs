@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::categories::Context;
 use crate::cell::MeasurementPlan;
 use crate::engine::sampling::argmax;
-use crate::engine::{Decoder, Model, Plan, Prompter};
+use crate::engine::{Decoder, Model, Plan, Prompt, Prompter};
 use crate::error::{Error, Result};
 use crate::package::Package;
 use crate::probe::clock;
@@ -40,7 +40,7 @@ pub fn load_model(context: &Context, package: &Package) -> Result<Model> {
     let start = Instant::now();
     let model = Model::load(context.runtime, package, &cell.backend, &Plan::of(cell))?;
     report.samples("load_seconds", context.process, vec![start.elapsed().as_secs_f64()])?;
-    let (placement, provider) = (model.session().placement(), model.session().provider());
+    let (placement, provider) = (model.placement(), model.provider());
     report.fact("provider_nodes", placement.on(provider))?;
     report.fact("fallback_nodes", placement.elsewhere(provider))?;
     report.fact("node_placement", placement.describe(provider))?;
@@ -58,9 +58,7 @@ pub fn load_model(context: &Context, package: &Package) -> Result<Model> {
 pub fn load(context: &Context) -> Result<Loaded> {
     let package = open_package(context)?;
     let model = load_model(context, &package)?;
-    let workload = &context.cell.workload;
-    let (batch, tokens) = (workload.batch as usize, workload.prompt_tokens as usize);
-    let prompter = Prompter::open(&package, &workload.prompt, batch, tokens)?;
+    let prompter = Prompter::open(&package, &context.cell.workload)?;
     Ok(Loaded { model, prompter })
 }
 
@@ -76,10 +74,11 @@ pub fn decoder(context: &Context, model: &Model) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// The cold first prefill of the process.
-pub fn first_run(context: &Context, model: &mut Model, decoder: &mut Decoder, prompts: &[Vec<u32>]) -> Result<()> {
+/// The cold first run of the process over whole prompts, their images included.
+pub fn first_run(context: &Context, model: &mut Model, decoder: &mut Decoder, prompts: &[Prompt]) -> Result<()> {
     let start = Instant::now();
-    decoder.prefill(model, prompts)?;
+    let features = model.see(prompts)?;
+    decoder.prefill(model, prompts, &features)?;
     context.report.samples("first_run_seconds", context.process, vec![start.elapsed().as_secs_f64()])
 }
 

@@ -1,5 +1,7 @@
 //! Memory usage: one value a process, so the orchestrator repeats the process.
 
+use std::time::Instant;
+
 use crate::categories::common::{self, choose};
 use crate::categories::{Context, Measure};
 use crate::engine::{Decoder, Prompter};
@@ -16,8 +18,8 @@ impl Measure for Memory {
         let series = |name: &str, bytes: u64| report.samples(name, context.process, vec![bytes as f64]);
         let package = common::open_package(context)?;
         // What tokenizing and drawing prompts costs belongs to the baseline, not to the model.
-        let (batch, tokens) = (cell.workload.batch as usize, cell.workload.prompt_tokens as usize);
-        let prompts = Prompter::open(&package, &cell.workload.prompt, batch, tokens)?.ids()?;
+        let batch = cell.workload.batch as usize;
+        let prompts = Prompter::open(&package, &cell.workload)?.prompts()?;
         let baseline = Resident::now()?;
         if !reset_peak() {
             report.warning(
@@ -38,13 +40,17 @@ impl Measure for Memory {
         let cache = Resident::now()?.anonymous.saturating_sub(before);
 
         report.phase("prefill")?;
+        sampler.enter("vision");
+        let first = Instant::now();
+        let features = model.see(&prompts)?;
         sampler.enter("prefill");
-        common::first_run(context, &mut model, &mut decoder, &prompts)?;
+        decoder.prefill(&mut model, &prompts, &features)?;
+        report.samples("first_run_seconds", context.process, vec![first.elapsed().as_secs_f64()])?;
 
         report.phase("decode")?;
         sampler.enter("decode");
         // Decode anew until the sampling thread has seen it often enough for a median.
-        let decoding = std::time::Instant::now();
+        let decoding = Instant::now();
         loop {
             for _ in 1..cell.workload.generate_tokens {
                 let next = choose(&decoder)?;
@@ -53,7 +59,7 @@ impl Measure for Memory {
             if decoding.elapsed().as_secs_f64() >= DECODE_SECONDS {
                 break;
             }
-            decoder.prefill(&mut model, &prompts)?;
+            decoder.prefill(&mut model, &prompts, &features)?;
         }
         let pss = proportional();
         let last = Resident::now()?;
@@ -68,6 +74,9 @@ impl Measure for Memory {
         series("peak_file_backed_bytes", reading(readings.peak(None, |r| r.file_backed))?)?;
         series("loaded_anonymous_bytes", loaded.anonymous)?;
         series("loaded_file_backed_bytes", loaded.file_backed)?;
+        if cell.workload.image.is_some() {
+            series("vision_peak_anonymous_bytes", reading(readings.peak(Some("vision"), |r| r.anonymous))?)?;
+        }
         series("prefill_peak_anonymous_bytes", reading(readings.peak(Some("prefill"), |r| r.anonymous))?)?;
         series("decode_anonymous_bytes", reading(readings.median("decode", |r| r.anonymous))?)?;
         series("decode_file_backed_bytes", reading(readings.median("decode", |r| r.file_backed))?)?;

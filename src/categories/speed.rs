@@ -15,6 +15,8 @@ pub struct Speed;
 /// One request's timings.
 struct Run {
     ttft: f64,
+    preparation: f64,
+    vision: f64,
     prefill: f64,
     gaps: Vec<f64>,
     end_to_end: f64,
@@ -30,7 +32,7 @@ impl Measure for Speed {
         let batch = cell.workload.batch as usize;
 
         report.phase("warmup")?;
-        common::first_run(context, &mut model, &mut decoder, &prompter.ids()?)?;
+        common::first_run(context, &mut model, &mut decoder, &prompter.prompts()?)?;
         for _ in 0..cell.measurement.warmup {
             request(&mut decoder, &mut model, &prompter, generate)?;
         }
@@ -49,6 +51,10 @@ impl Measure for Speed {
             }
             let prompt_tokens = f64::from(cell.workload.prompt_tokens) * batch as f64;
             report.samples("ttft_seconds", repetition, vec![run.ttft])?;
+            if prompter.has_images() {
+                report.samples("image_preparation_seconds", repetition, vec![run.preparation])?;
+                report.samples("vision_seconds", repetition, vec![run.vision])?;
+            }
             report.samples("prefill_seconds", repetition, vec![run.prefill])?;
             report.samples("prefill_tokens_per_second", repetition, vec![prompt_tokens / run.prefill])?;
             report.samples("end_to_end_seconds", repetition, vec![run.end_to_end])?;
@@ -72,10 +78,15 @@ impl Measure for Speed {
 /// One request, from its text or ids to its last token; stop tokens are ignored, so that lengths are exact.
 fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, generate: usize) -> Result<Run> {
     let start = Instant::now();
+    let images = prompter.images()?;
+    let preparation = start.elapsed().as_secs_f64();
     // A text is tokenized within the request, as a server would.
-    let prompts = prompter.ids()?;
+    let prompts = prompter.prompts_with(images)?;
+    let seeing = Instant::now();
+    let features = model.see(&prompts)?;
+    let vision = seeing.elapsed().as_secs_f64();
     let prefill_start = Instant::now();
-    decoder.prefill(model, &prompts)?;
+    decoder.prefill(model, &prompts, &features)?;
     let prefill = prefill_start.elapsed().as_secs_f64();
     let mut next = choose(decoder)?;
     let first = Instant::now();
@@ -90,7 +101,8 @@ fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, genera
         gaps.push((now - last).as_secs_f64());
         last = now;
     }
-    Ok(Run { ttft: (first - start).as_secs_f64(), prefill, gaps, end_to_end: (last - start).as_secs_f64(), tokens })
+    let (ttft, end_to_end) = ((first - start).as_secs_f64(), (last - start).as_secs_f64());
+    Ok(Run { ttft, preparation, vision, prefill, gaps, end_to_end, tokens })
 }
 
 fn hash(tokens: &[u32]) -> String {

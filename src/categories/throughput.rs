@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
 use crate::categories::{Context, Measure};
-use crate::engine::{Decoder, Model};
+use crate::engine::{Decoder, Model, Prompter};
 use crate::error::Result;
 
 /// The category.
@@ -13,14 +13,13 @@ pub struct Throughput;
 impl Measure for Throughput {
     fn measure(&self, context: &Context) -> Result<()> {
         let Loaded { mut model, prompter } = common::load(context)?;
-        let prompts = prompter.ids()?;
         let (cell, report) = (context.cell, context.report);
         let mut decoder = common::decoder(context, &model)?;
         let generate = cell.workload.generate_tokens;
         report.phase("warmup")?;
-        common::first_run(context, &mut model, &mut decoder, &prompts)?;
+        common::first_run(context, &mut model, &mut decoder, &prompter.prompts()?)?;
         for _ in 0..cell.measurement.warmup {
-            batch(&mut decoder, &mut model, &prompts, generate)?;
+            batch(&mut decoder, &mut model, &prompter, generate)?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
         let mut repetitions = Repetitions::new(&cell.measurement);
@@ -30,7 +29,7 @@ impl Measure for Throughput {
         while let Some(repetition) = repetitions.next() {
             let (done, of) = repetitions.progress();
             report.progress("measure", done, of)?;
-            let seconds = batch(&mut decoder, &mut model, &prompts, generate)?;
+            let seconds = batch(&mut decoder, &mut model, &prompter, generate)?;
             repetitions.add(seconds);
             smallest = smallest.min(seconds);
             report.samples("batch_seconds", repetition, vec![seconds])?;
@@ -43,9 +42,11 @@ impl Measure for Throughput {
 }
 
 /// One batch of requests that arrive together; seconds from the first to the last token.
-fn batch(decoder: &mut Decoder, model: &mut Model, prompts: &[Vec<u32>], generate: u32) -> Result<f64> {
+fn batch(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, generate: u32) -> Result<f64> {
     let start = Instant::now();
-    decoder.prefill(model, prompts)?;
+    let prompts = prompter.prompts()?;
+    let features = model.see(&prompts)?;
+    decoder.prefill(model, &prompts, &features)?;
     let mut next = choose(decoder)?;
     for _ in 1..generate {
         decoder.step(model, &next)?;

@@ -5,13 +5,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use tokenizers::Tokenizer;
+
 use crate::cell::{Backend, ProviderKind, RuntimeRef};
 use crate::engine::sampling::Sampling;
-use crate::engine::{Ended, Model, Plan, generate};
+use crate::engine::{Ended, Model, Plan, Prompt, generate};
 use crate::error::{Context, Error, Result};
 use crate::package::{ChatMessage, Package};
+use crate::probe;
 use crate::runtime::{Runtime, catalog};
 use crate::units;
+use crate::vision::{self, Patches};
 
 /// The options of `ortbench generate`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +25,13 @@ pub struct Args {
     /// The prompt; `-` reads standard input. Several make a batch.
     #[arg(long, short, required = true)]
     prompt: Vec<String>,
+    /// An image file that the prompt is about. Several stand in the order given, before the text unless the prompt
+    /// itself holds the model's image tokens.
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Resize images to at most this many pixels, where the model would take more.
+    #[arg(long, value_name = "N", requires = "image")]
+    max_pixels: Option<u64>,
     /// Apply the model's chat template to the prompt.
     #[arg(long)]
     chat: bool,
@@ -71,23 +82,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         package.verify()?;
     }
     let tokenizer = package.tokenizer()?;
-    let texts = texts(&args, &package)?;
-    let prompts = texts
-        .iter()
-        .map(|text| {
-            let encoding = tokenizer
-                .encode(text.as_str(), false)
-                .map_err(|error| Error::new("cannot tokenize the prompt").because(error))?;
-            Ok(encoding.get_ids().to_vec())
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let images = images(&args, &package)?;
+    let prompts = prompts(&args, &package, &tokenizer, images)?;
 
     let backend = backend(&args);
     let library = catalog::find(&backend.runtime)?;
     let runtime = Runtime::load(&library.path)?;
     let threads = args.threads.unwrap_or_else(default_threads);
     let loading = Instant::now();
-    let mut model = Model::load(&runtime, &package, &backend, &Plan::with_threads(threads))?;
+    let plan = Plan { images: !args.image.is_empty(), ..Plan::with_threads(threads) };
+    let mut model = Model::load(&runtime, &package, &backend, &plan)?;
     let loaded = loading.elapsed().as_secs_f64();
 
     let mut streams: Vec<_> = prompts.iter().map(|_| tokenizer.decode_stream(false)).collect();
@@ -134,10 +138,64 @@ pub fn run(args: Args) -> Result<ExitCode> {
             units::seconds(loaded),
             units::seconds(first.unwrap_or(seconds)),
             units::significant(tokens as f64 / seconds, 3),
-            model.session().placement().describe(model.session().provider()),
+            model.placement().describe(model.provider()),
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The images as patches: opened, resized to the model's limits, and small enough for the vision tower to run on.
+fn images(args: &Args, package: &Package) -> Result<Vec<Patches>> {
+    if args.image.is_empty() {
+        return Ok(Vec::new());
+    }
+    let manifest = &package.manifest;
+    let image = manifest.image.as_ref().ok_or_else(|| package.takes_no_images())?;
+    if args.prompt.len() > 1 {
+        return Err(Error::new(format!("{} prompts share {} images", args.prompt.len(), args.image.len()))
+            .hint("ask about images in one prompt at a time"));
+    }
+    let mut spec = image.spec();
+    spec.max_pixels = args.max_pixels.map_or(spec.max_pixels, |pixels| pixels.min(spec.max_pixels));
+    let limit = probe::memory_limit_bytes().unwrap_or(u64::MAX);
+    let read = |path: &PathBuf| {
+        let patches = vision::preprocess(&vision::open(path, limit / IMAGE_SHARE)?, &spec)?;
+        let needed = manifest.vision_run_bytes(image, patches.grid.patches() as u64);
+        if needed > limit {
+            let message = format!(
+                "the vision tower needs about {} for {} patches, and this process may use {}",
+                units::bytes(needed),
+                patches.grid.patches(),
+                units::bytes(limit)
+            );
+            return Err(Error::new(message).hint("let the image be smaller with `--max-pixels`"));
+        }
+        Ok(patches)
+    };
+    args.image
+        .iter()
+        .map(|path| read(path).with_context(|| format!("cannot use the image `{}`", path.display())))
+        .collect()
+}
+
+/// A decoded image may take this part of the memory that there is: the model needs the rest.
+const IMAGE_SHARE: u64 = 4;
+
+/// The prompts as the model gets them; images belong to the only one.
+fn prompts(args: &Args, package: &Package, tokenizer: &Tokenizer, images: Vec<Patches>) -> Result<Vec<Prompt>> {
+    let encode = |text: &String| {
+        let encoding = tokenizer
+            .encode(text.as_str(), false)
+            .map_err(|error| Error::new("cannot tokenize the prompt").because(error))?;
+        Ok(encoding.get_ids().to_vec())
+    };
+    let tokens = texts(args, package)?.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    match &package.manifest.image {
+        Some(image) if !images.is_empty() => {
+            tokens.iter().map(|tokens| Prompt::with_images(tokens, images.clone(), image)).collect()
+        }
+        _ => Ok(tokens.into_iter().map(Prompt::text).collect()),
+    }
 }
 
 /// The prompts as the tokenizer gets them.
@@ -154,9 +212,8 @@ fn texts(args: &Args, package: &Package) -> Result<Vec<String>> {
                 prompt.clone()
             };
             let Some(template) = &template else { return Ok(text) };
-            let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
-            let mut messages: Vec<_> = args.system.iter().map(|system| message("system", system)).collect();
-            messages.push(message("user", &text));
+            let system = args.system.iter().map(|system| ChatMessage::new("system", system, 0));
+            let messages: Vec<_> = system.chain([ChatMessage::new("user", &text, args.image.len())]).collect();
             template.render(&messages)
         })
         .collect()

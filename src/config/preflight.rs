@@ -62,6 +62,7 @@ impl Skip {
 fn fits(cell: &Cell, package: &Package) -> Result<()> {
     package.expect(cell.precision, cell.flavour)?;
     let manifest = &package.manifest;
+    package.text_tokens(&cell.workload)?;
     let tokens = u64::from(cell.workload.prompt_tokens) + u64::from(cell.workload.generate_tokens);
     if tokens > manifest.shape.context_length {
         return Err(Error::unsupported(format!(

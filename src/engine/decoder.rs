@@ -1,14 +1,17 @@
 //! Prefill and decode of one batch, with the key/value cache in buffers of our own.
 //!
-//! All memory is allocated before the first run: the cache for its full capacity, and the step's small tensors. In
+//! All memory is allocated before the first run: the cache for its full capacity, and what `inputs.rs` writes. In
 //! `in_place` mode one buffer is bound as past and present and nothing is copied; a step writes the new token ids,
 //! extends the mask, and runs. In `append` mode two buffers take turns and the provider copies.
 
 use ndarray::ArrayView2;
 
 use crate::cell::Dtype;
+use crate::engine::inputs::Inputs;
 use crate::engine::model::Model;
 use crate::engine::plan::CacheMode;
+use crate::engine::prompt::Prompt;
+use crate::engine::vision::Features;
 use crate::error::{Error, Result};
 use crate::package::{Dim, Padding, Port};
 use crate::runtime::{Bindings, BufferId};
@@ -19,14 +22,9 @@ pub struct Decoder {
     bindings: Bindings,
     batch: usize,
     capacity: usize,
-    /// Tokens of each row, padding excluded.
-    lengths: Vec<usize>,
     /// Columns in the cache, padding included.
     columns: usize,
-    ids: BufferId,
-    mask: BufferId,
-    positions: BufferId,
-    selected: BufferId,
+    inputs: Inputs,
     logits: Logits,
     cache: Vec<Layer>,
 }
@@ -68,10 +66,7 @@ impl Decoder {
         }
         let mut bindings = Bindings::new(&model.session)?;
         let cells = batch * capacity;
-        let ids = bindings.allocate(cells * size_of::<i64>())?;
-        let mask = bindings.allocate(cells * size_of::<i64>())?;
-        let positions = bindings.allocate(cells * size_of::<i64>())?;
-        let selected = bindings.allocate(batch * size_of::<i64>())?;
+        let inputs = Inputs::new(&mut bindings, batch, capacity)?;
         let bytes = batch * model.manifest().shape.vocab_size as usize * model.ports.logits.dtype.size();
         let logits = Logits { buffer: bindings.allocate(bytes)?, bytes, last: None };
         let mut cache = Vec::with_capacity(model.ports.cache.len());
@@ -85,19 +80,7 @@ impl Decoder {
             };
             cache.push(Layer { past: past.clone(), present: present.clone(), heads, width, front, back });
         }
-        Ok(Self {
-            bindings,
-            batch,
-            capacity,
-            lengths: Vec::new(),
-            columns: 0,
-            ids,
-            mask,
-            positions,
-            selected,
-            logits,
-            cache,
-        })
+        Ok(Self { bindings, batch, capacity, columns: 0, inputs, logits, cache })
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
@@ -112,16 +95,16 @@ impl Decoder {
     }
 
     /// Starts anew with these prompts, one a sequence, and runs the model over all of them. The logits of each row's
-    /// last token are ready afterwards.
+    /// last token are ready afterwards. `features` are those of the prompts' images ([`Model::see`]).
     ///
     /// # Errors
-    /// Empty prompts, a batch of another size, a prompt beyond the capacity, a failed run.
-    pub fn prefill(&mut self, model: &mut Model, prompts: &[Vec<u32>]) -> Result<()> {
+    /// Empty prompts, a batch of another size, a prompt beyond the capacity, features of other images, a failed run.
+    pub fn prefill(&mut self, model: &mut Model, prompts: &[Prompt], features: &Features) -> Result<()> {
         if prompts.len() != self.batch {
             return Err(Error::new(format!("{} prompts for a batch of {}", prompts.len(), self.batch)));
         }
-        let columns = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        if prompts.iter().any(Vec::is_empty) {
+        let columns = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+        if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
             return Err(Error::new("an empty prompt has no next token").hint("give at least one token"));
         }
         if columns > self.capacity {
@@ -130,30 +113,8 @@ impl Decoder {
                 self.capacity
             )));
         }
-        let pad = model.manifest().tokens.pad.or(model.manifest().tokens.eos.first().copied()).unwrap_or(0);
-        self.lengths = prompts.iter().map(Vec::len).collect();
         self.columns = 0;
-        let padding = model.padding;
-        let ids = self.bindings.write::<i64>(self.ids, self.batch * columns);
-        for (row, prompt) in ids.chunks_exact_mut(columns).zip(prompts) {
-            row.fill(i64::from(pad));
-            let start = if padding == Padding::Left { columns - prompt.len() } else { 0 };
-            for (slot, id) in row[start..].iter_mut().zip(prompt) {
-                *slot = i64::from(*id);
-            }
-        }
-        let positions = self.bindings.write::<i64>(self.positions, self.batch * columns);
-        for (row, length) in positions.chunks_exact_mut(columns).zip(&self.lengths) {
-            let start = if padding == Padding::Left { columns - length } else { 0 };
-            for (column, slot) in row.iter_mut().enumerate() {
-                // Padding gets position 1, as Hugging Face's masked positions do; it is never attended to.
-                *slot = if (start..start + length).contains(&column) { (column - start) as i64 } else { 1 };
-            }
-        }
-        let selected = self.bindings.write::<i64>(self.selected, self.batch);
-        for (slot, length) in selected.iter_mut().zip(&self.lengths) {
-            *slot = if padding == Padding::Left { columns as i64 - 1 } else { *length as i64 - 1 };
-        }
+        self.inputs.write_prompts(&mut self.bindings, model, prompts, columns, features)?;
         self.run(model, columns)
     }
 
@@ -166,14 +127,7 @@ impl Decoder {
         if self.columns >= self.capacity {
             return Err(Error::new(format!("the cache of {} tokens is full", self.capacity)));
         }
-        for (slot, token) in self.bindings.write::<i64>(self.ids, self.batch).iter_mut().zip(tokens) {
-            *slot = i64::from(*token);
-        }
-        for (slot, length) in self.bindings.write::<i64>(self.positions, self.batch).iter_mut().zip(&mut self.lengths) {
-            *slot = *length as i64;
-            *length += 1;
-        }
-        self.bindings.write::<i64>(self.selected, self.batch).fill(0);
+        self.inputs.write_tokens(&mut self.bindings, model, tokens);
         self.run(model, 1)
     }
 
@@ -189,23 +143,11 @@ impl Decoder {
 
     fn run(&mut self, model: &mut Model, new: usize) -> Result<()> {
         let (batch, past, total) = (self.batch, self.columns, self.columns + new);
-        self.write_mask(model.padding, total);
+        self.inputs.bind(&mut self.bindings, model, new, total)?;
         let ports = &model.ports;
         let bindings = &mut self.bindings;
-        bindings.bind_input(&ports.input_ids.name, self.ids, ports.input_ids.dtype, &[batch, new])?;
-        if let Some(port) = &ports.attention_mask {
-            bindings.bind_input(&port.name, self.mask, port.dtype, &[batch, total])?;
-        }
-        if let Some(port) = &ports.position_ids {
-            bindings.bind_input(&port.name, self.positions, port.dtype, &[batch, new])?;
-        }
         let vocab = model.manifest().shape.vocab_size as usize;
-        let rows = if let Some(port) = &ports.logits_positions {
-            bindings.bind_input(&port.name, self.selected, port.dtype, &[batch, 1])?;
-            1
-        } else {
-            new
-        };
+        let rows = if model.computes_selected_logits() { 1 } else { new };
         let bytes = batch * rows * vocab * ports.logits.dtype.size();
         if bytes > self.logits.bytes {
             self.logits.buffer = bindings.allocate(bytes)?;
@@ -233,23 +175,6 @@ impl Decoder {
         Ok(())
     }
 
-    /// Right: each row's ones, then zeros; the kernel counts the ones. Left: zeros, then ones.
-    fn write_mask(&mut self, padding: Padding, total: usize) {
-        let mask = self.bindings.write::<i64>(self.mask, self.batch * total);
-        for (row, &length) in mask.chunks_exact_mut(total).zip(&self.lengths) {
-            match padding {
-                Padding::Right => {
-                    row[..length].fill(1);
-                    row[length..].fill(0);
-                }
-                Padding::Left => {
-                    row[..total - length].fill(0);
-                    row[total - length..].fill(1);
-                }
-            }
-        }
-    }
-
     /// Gathers the last rows as f32 where the graph gives another type or every position.
     fn convert_logits(&mut self, model: &Model, rows: usize, vocab: usize) {
         let half_precision = model.ports.logits.dtype == Dtype::Float16;
@@ -261,7 +186,7 @@ impl Decoder {
         let count = self.batch * rows * vocab;
         for row in 0..self.batch {
             let position = match model.padding {
-                Padding::Right if rows > 1 => self.lengths[row] - 1,
+                Padding::Right if rows > 1 => self.inputs.length(row) - 1,
                 _ => rows - 1,
             };
             let range = (row * rows + position) * vocab..(row * rows + position + 1) * vocab;

@@ -267,7 +267,7 @@ pub fn samples(cell: &Cell, category: Category, process: u32) -> Vec<(&'static s
     let factor = if cell.backend.provider == ProviderKind::OpenVino { 0.75 } else { 1.0 };
     let mut runs = Vec::new();
     for series in SERIES.iter().filter(|series| series.category.is_none_or(|of| of == category)) {
-        if cell.workload.generate_tokens <= 1 && metrics::NEED_DECODE.contains(&series.name) {
+        if metrics::is_empty_for(series.name, &cell.workload) {
             continue;
         }
         let once_a_process = matches!(series.name, "load_seconds" | "first_run_seconds");

@@ -2,6 +2,7 @@
 
 use crate::engine::decoder::Decoder;
 use crate::engine::model::Model;
+use crate::engine::prompt::Prompt;
 use crate::engine::sampling::{Sampler, Sampling};
 use crate::error::Result;
 
@@ -29,15 +30,16 @@ pub struct Generation {
 /// Prompts beyond the context, a failed run, logits that are not finite.
 pub fn generate(
     model: &mut Model,
-    prompts: &[Vec<u32>],
+    prompts: &[Prompt],
     limit: usize,
     sampling: &Sampling,
     mut on_token: impl FnMut(usize, u32) -> Result<()>,
 ) -> Result<Vec<Generation>> {
     sampling.check()?;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
     let mut decoder = Decoder::new(model, prompts.len(), longest + limit)?;
-    decoder.prefill(model, prompts)?;
+    let features = model.see(prompts)?;
+    decoder.prefill(model, prompts, &features)?;
     let mut sampler = Sampler::new(sampling.clone());
     let stops = model.manifest().tokens.eos.clone();
     let mut rows = vec![Generation { tokens: Vec::new(), ended: Ended::Length }; prompts.len()];

@@ -3,13 +3,16 @@
 mod decoder;
 pub mod fake;
 mod generate;
+mod inputs;
 mod model;
 mod plan;
 mod prompt;
 pub mod sampling;
+mod vision;
 
 pub use decoder::Decoder;
 pub use generate::{Ended, Generation, generate};
 pub use model::Model;
 pub use plan::{CacheMode, Plan};
-pub use prompt::Prompter;
+pub use prompt::{Prompt, Prompter};
+pub use vision::Features;

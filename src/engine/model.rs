@@ -2,14 +2,17 @@
 
 use crate::cell::Backend;
 use crate::engine::plan::{CacheMode, Plan};
+use crate::engine::prompt::Prompt;
+use crate::engine::vision::{Features, Vision};
 use crate::error::{Error, Result};
 use crate::package::{CacheUpdate, Graph, Manifest, Package, Padding, Port, PortRole};
-use crate::runtime::{Runtime, Session, SessionOptions, providers};
+use crate::runtime::{Placement, Runtime, Session, SessionOptions, providers};
 
-/// A loaded model: the session, the graph's interface, and how its cache is kept.
+/// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
 #[derive(Debug)]
 pub struct Model {
     pub(super) session: Session,
+    vision: Option<Vision>,
     pub(super) ports: Ports,
     pub(super) cache_mode: CacheMode,
     pub(super) padding: Padding,
@@ -21,7 +24,10 @@ pub struct Model {
 pub(super) struct Ports {
     pub input_ids: Port,
     pub attention_mask: Option<Port>,
+    /// One position a token, or three of them where `mrope` is set.
     pub position_ids: Option<Port>,
+    pub mrope: bool,
+    pub image_features: Option<Port>,
     pub logits_positions: Option<Port>,
     pub logits: Port,
     /// Past and present of every key and value, in pairs.
@@ -29,7 +35,7 @@ pub(super) struct Ports {
 }
 
 impl Model {
-    /// Loads the package's decoder.
+    /// Loads the package's decoder, and its vision tower where the plan has images.
     ///
     /// # Errors
     /// What [`Session::open`] refuses, and a plan that the package or the provider cannot follow.
@@ -58,8 +64,27 @@ impl Model {
         }
         let options = SessionOptions { threads: plan.threads, config: plan.session_config.clone() };
         let session = Session::open(runtime, &package.root.join(&graph.file), backend, &options)?;
-        ports.agree_with(&session, graph)?;
-        Ok(Self { session, ports, cache_mode, padding, manifest: package.manifest.clone() })
+        agree(&session, graph)?;
+        let vision = match (plan.images, &package.manifest.image) {
+            (false, _) => None,
+            (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
+            (true, None) => return Err(package.takes_no_images()),
+        };
+        Ok(Self { session, vision, ports, cache_mode, padding, manifest: package.manifest.clone() })
+    }
+
+    /// Runs the vision tower over the images of a batch, one run an image. Prompts without images have no features.
+    ///
+    /// # Errors
+    /// Images for a model that was loaded without its vision tower, a failed run.
+    pub fn see(&mut self, prompts: &[Prompt]) -> Result<Features> {
+        if prompts.iter().all(|prompt| prompt.images.is_empty()) {
+            return Ok(Features::default());
+        }
+        match &mut self.vision {
+            Some(vision) => vision.encode(prompts),
+            None => Err(Error::new("the model was loaded without its vision tower, and a prompt has an image")),
+        }
     }
 
     /// What the package promises.
@@ -67,9 +92,18 @@ impl Model {
         &self.manifest
     }
 
-    /// The session, for its placement.
-    pub fn session(&self) -> &Session {
-        &self.session
+    /// ONNX Runtime's name of the provider that was asked for.
+    pub fn provider(&self) -> &'static str {
+        self.session.provider()
+    }
+
+    /// Which provider runs which node of the graphs that were loaded.
+    pub fn placement(&self) -> Placement {
+        let mut placement = self.session.placement().clone();
+        if let Some(vision) = &self.vision {
+            placement.add(vision.session.placement());
+        }
+        placement
     }
 
     /// How the cache is kept.
@@ -110,34 +144,37 @@ impl Ports {
             }
             cache.extend(past.into_iter().cloned().zip(present.into_iter().cloned()));
         }
+        let mrope = graph.port(PortRole::MropePositionIds);
         Ok(Self {
             input_ids: need(PortRole::InputIds, "the token ids")?,
             attention_mask: graph.port(PortRole::AttentionMask).cloned(),
-            position_ids: graph.port(PortRole::PositionIds).cloned(),
+            position_ids: graph.port(PortRole::PositionIds).or(mrope).cloned(),
+            mrope: mrope.is_some(),
+            image_features: graph.port(PortRole::ImageFeatures).cloned(),
             logits_positions: graph.port(PortRole::LogitsPositions).cloned(),
             logits: need(PortRole::Logits, "the logits")?,
             cache,
         })
     }
+}
 
-    /// The manifest and the ONNX file must name the same tensors: binding by a stale name fails late and obscurely.
-    fn agree_with(&self, session: &Session, graph: &Graph) -> Result<()> {
-        for name in session.input_names() {
-            if !graph.inputs.iter().any(|port| port.name == name) {
-                return Err(Error::new(format!(
-                    "the graph `{}` wants the input `{name}`, which its manifest does not name",
-                    graph.file
-                )));
-            }
+/// The manifest and the ONNX file must name the same tensors: binding by a stale name fails late and obscurely.
+pub(super) fn agree(session: &Session, graph: &Graph) -> Result<()> {
+    for name in session.input_names() {
+        if !graph.inputs.iter().any(|port| port.name == name) {
+            return Err(Error::new(format!(
+                "the graph `{}` wants the input `{name}`, which its manifest does not name",
+                graph.file
+            )));
         }
-        for port in &graph.outputs {
-            if !session.output_names().any(|name| name == port.name) {
-                return Err(Error::new(format!(
-                    "the manifest names the output `{}`, which the graph `{}` does not have",
-                    port.name, graph.file
-                )));
-            }
-        }
-        Ok(())
     }
+    for port in &graph.outputs {
+        if !session.output_names().any(|name| name == port.name) {
+            return Err(Error::new(format!(
+                "the manifest names the output `{}`, which the graph `{}` does not have",
+                port.name, graph.file
+            )));
+        }
+    }
+    Ok(())
 }

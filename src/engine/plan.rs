@@ -33,6 +33,8 @@ pub struct Plan {
     pub session_config: BTreeMap<String, String>,
     /// The cache's mode; `None` takes the best that graph and provider allow.
     pub cache: Option<CacheMode>,
+    /// Load the vision tower, for prompts with images.
+    pub images: bool,
     /// How unequal prompts are padded; `None` takes what the package prefers.
     pub padding: Option<Padding>,
 }
@@ -40,11 +42,11 @@ pub struct Plan {
 impl Plan {
     /// The plan of a cell without any optimization.
     pub fn of(cell: &Cell) -> Self {
-        Self::with_threads(cell.threads)
+        Self { images: cell.workload.image.is_some(), ..Self::with_threads(cell.threads) }
     }
 
     /// Defaults with that many threads.
     pub fn with_threads(threads: u32) -> Self {
-        Self { threads, session_config: BTreeMap::new(), cache: None, padding: None }
+        Self { threads, session_config: BTreeMap::new(), cache: None, images: false, padding: None }
     }
 }

@@ -1,21 +1,65 @@
-//! Prompts of an exact number of tokens.
+//! Prompts: tokens and the images that stand in them, of an exact number of tokens.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::cell::PromptSource;
+use crate::cell::{ImageSize, PromptSource, Workload};
 use crate::engine::sampling::random_tokens;
 use crate::error::{Context, Error, Result};
-use crate::package::Package;
+use crate::package::{Image, Manifest, Package};
+use crate::vision::{self, Grid, Patches, Positions, RgbImage};
+
+/// One sequence's prompt.
+#[derive(Debug, Clone, Default)]
+pub struct Prompt {
+    /// Token ids; an image's token stands as often as the image has merged patches.
+    pub tokens: Vec<u32>,
+    /// The images, in the order of their tokens.
+    pub images: Vec<Patches>,
+}
+
+impl Prompt {
+    /// A prompt of text alone.
+    pub fn text(tokens: Vec<u32>) -> Self {
+        Self { tokens, images: Vec::new() }
+    }
+
+    /// A prompt in which each image's token stands once. Where there is none at all, the images come first.
+    ///
+    /// # Errors
+    /// Another number of image tokens than of images.
+    pub fn with_images(tokens: &[u32], images: Vec<Patches>, image: &Image) -> Result<Self> {
+        let mut tokens = tokens.to_vec();
+        if !tokens.contains(&image.image_token) {
+            let before = images.iter().flat_map(|_| [image.vision_start, image.image_token, image.vision_end]);
+            tokens.splice(0..0, before);
+        }
+        let grids: Vec<Grid> = images.iter().map(|patches| patches.grid).collect();
+        let tokens = vision::expand_image_tokens(&tokens, &grids, image.image_token, image.merge_size as usize)?;
+        Ok(Self { tokens, images })
+    }
+
+    /// M-RoPE positions of the tokens.
+    ///
+    /// # Errors
+    /// Another number of image tokens than the images have.
+    pub fn positions(&self, image: &Image) -> Result<Positions> {
+        let grids: Vec<Grid> = self.images.iter().map(|patches| patches.grid).collect();
+        vision::positions(&self.tokens, &grids, image.image_token, image.merge_size as usize)
+    }
+}
 
 /// Gives a batch of prompts, each of exactly the same number of tokens.
 ///
 /// Random prompts differ from row to row. A text is tokenized and cut; one that is too short is repeated; each row
-/// starts a little later in it, so that rows differ.
+/// starts a little later in it, so that rows differ. A workload with an image puts one at the start of every row; its
+/// tokens count among the prompt's.
 #[derive(Debug)]
 pub struct Prompter {
     kind: Kind,
+    picture: Option<Picture>,
     batch: usize,
+    /// Tokens of a row, those of its image excluded.
     tokens: usize,
 }
 
@@ -25,22 +69,36 @@ enum Kind {
     Text { text: String, tokenizer: Box<tokenizers::Tokenizer> },
 }
 
+/// The rows' images.
+#[derive(Debug)]
+struct Picture {
+    /// One a row.
+    pixels: Vec<RgbImage>,
+    image: Image,
+}
+
 /// Tokens by which a row starts later in the text than the one before it.
 const STRIDE: usize = 17;
 
 impl Prompter {
-    /// Draws the ids, or reads the text and the package's tokenizer.
+    /// Draws the ids and the images, or reads the text and the package's tokenizer.
     ///
     /// # Errors
-    /// A text that cannot be read, a package without tokenizer.
-    pub fn open(package: &Package, source: &PromptSource, batch: usize, tokens: usize) -> Result<Self> {
+    /// A text that cannot be read, a package without tokenizer, an image for a model that takes none or that has more
+    /// tokens than the prompt.
+    pub fn open(package: &Package, workload: &Workload) -> Result<Self> {
         let manifest = &package.manifest;
-        let kind = match source {
+        let batch = workload.batch as usize;
+        let seed = match &workload.prompt {
+            PromptSource::RandomTokens { seed } => *seed,
+            PromptSource::TextFile { .. } => 0,
+        };
+        let picture = workload.image.map(|size| Picture::draw(package, size, batch, seed)).transpose()?;
+        let tokens = package.text_tokens(workload)?;
+        let kind = match &workload.prompt {
             PromptSource::RandomTokens { seed } => {
                 let mut random = ChaCha8Rng::seed_from_u64(*seed);
-                let mut exclude = manifest.tokens.eos.clone();
-                exclude.extend(manifest.tokens.pad);
-                exclude.extend(manifest.tokens.bos);
+                let exclude = special(manifest);
                 let vocab = manifest.shape.vocab_size as u32;
                 Kind::Ids((0..batch).map(|_| random_tokens(&mut random, tokens, vocab, &exclude)).collect())
             }
@@ -50,14 +108,14 @@ impl Prompter {
                 tokenizer: Box::new(package.tokenizer()?),
             },
         };
-        Ok(Self { kind, batch, tokens })
+        Ok(Self { kind, picture, batch, tokens })
     }
 
-    /// The prompts; a text is tokenized on every call.
+    /// The prompts' texts as ids, without images; a text is tokenized on every call.
     ///
     /// # Errors
     /// A text that has no tokens.
-    pub fn ids(&self) -> Result<Vec<Vec<u32>>> {
+    fn ids(&self) -> Result<Vec<Vec<u32>>> {
         match &self.kind {
             Kind::Ids(ids) => Ok(ids.clone()),
             Kind::Text { text, tokenizer } => {
@@ -73,4 +131,59 @@ impl Prompter {
             }
         }
     }
+
+    /// Resizes, normalizes and cuts the rows' images; as many empty rows where there are none.
+    ///
+    /// # Errors
+    /// An image that the model's settings exclude.
+    pub fn images(&self) -> Result<Vec<Vec<Patches>>> {
+        match &self.picture {
+            None => Ok(vec![Vec::new(); self.batch]),
+            Some(picture) => {
+                let spec = picture.image.spec();
+                picture.pixels.iter().map(|pixels| Ok(vec![vision::preprocess(pixels, &spec)?])).collect()
+            }
+        }
+    }
+
+    /// The prompts with these images; a text is tokenized on every call.
+    ///
+    /// # Errors
+    /// A text that has no tokens.
+    pub fn prompts_with(&self, images: Vec<Vec<Patches>>) -> Result<Vec<Prompt>> {
+        let rows = self.ids()?.into_iter().zip(images);
+        match &self.picture {
+            None => Ok(rows.map(|(ids, _)| Prompt::text(ids)).collect()),
+            Some(picture) => rows.map(|(ids, images)| Prompt::with_images(&ids, images, &picture.image)).collect(),
+        }
+    }
+
+    /// The prompts, images and all.
+    ///
+    /// # Errors
+    /// As [`Prompter::images`] and [`Prompter::prompts_with`].
+    pub fn prompts(&self) -> Result<Vec<Prompt>> {
+        self.prompts_with(self.images()?)
+    }
+
+    /// Whether the prompts have images.
+    pub fn has_images(&self) -> bool {
+        self.picture.is_some()
+    }
+}
+
+impl Picture {
+    fn draw(package: &Package, size: ImageSize, batch: usize, seed: u64) -> Result<Self> {
+        let image = package.manifest.image.clone().ok_or_else(|| package.takes_no_images())?;
+        let (width, height) = (u32::from(size.width), u32::from(size.height));
+        let pixels = (0..batch as u64).map(|row| vision::synthetic(width, height, seed + row)).collect();
+        Ok(Self { pixels, image })
+    }
+}
+
+/// Tokens that a random prompt must not hold.
+fn special(manifest: &Manifest) -> Vec<u32> {
+    let tokens = &manifest.tokens;
+    let image = manifest.image.as_ref().map(|image| [image.image_token, image.vision_start, image.vision_end]);
+    tokens.eos.iter().copied().chain(tokens.pad).chain(tokens.bos).chain(image.into_iter().flatten()).collect()
 }

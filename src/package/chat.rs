@@ -11,8 +11,44 @@ use crate::error::{Context, Error, Result};
 pub struct ChatMessage {
     /// `system`, `user`, `assistant`.
     pub role: String,
-    /// The text.
-    pub content: String,
+    /// What it says and shows.
+    pub content: Content,
+}
+
+/// The content of a turn, in the two forms that templates know.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// Text alone.
+    Text(String),
+    /// Images and text, in order.
+    Parts(Vec<Part>),
+}
+
+/// A part of a turn's content.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Part {
+    /// The place of an image.
+    Image,
+    /// A text.
+    Text {
+        /// The text.
+        text: String,
+    },
+}
+
+impl ChatMessage {
+    /// A turn of text, behind so many images.
+    pub fn new(role: &str, text: &str, images: usize) -> Self {
+        let content = if images == 0 {
+            Content::Text(text.to_owned())
+        } else {
+            let text = Part::Text { text: text.to_owned() };
+            Content::Parts(std::iter::repeat_n(Part::Image, images).chain([text]).collect())
+        };
+        Self { role: role.to_owned(), content }
+    }
 }
 
 /// A parsed template.
@@ -64,8 +100,16 @@ mod tests {
     #[test]
     fn renders_with_python_methods() {
         let template = ChatTemplate::parse(CHATML.to_owned()).unwrap();
-        let messages = [ChatMessage { role: "user".into(), content: " hi ".into() }];
+        let messages = [ChatMessage::new("user", " hi ", 0)];
         assert_eq!(template.render(&messages).unwrap(), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn images_are_parts_of_a_list() {
+        let text =
+            "{%- for part in messages[0].content -%}{{ part.type }}{{ part.text if 'text' in part }};{%- endfor -%}";
+        let template = ChatTemplate::parse(text.to_owned()).unwrap();
+        assert_eq!(template.render(&[ChatMessage::new("user", "hi", 2)]).unwrap(), "image;image;texthi;");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Dtype, Flavour, Precision};
 use crate::error::{Context, Error, Result};
+use crate::vision::ImageSpec;
 
 /// The value of `format`.
 pub const FORMAT: &str = "ortbench-package";
@@ -81,6 +82,19 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(bytes).context("its manifest.json is not valid")?;
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// Bytes that a run of the vision tower over an image of so many patches takes beside its weights: activations,
+    /// and in plain graphs the scores of every pair of patches, before and after the softmax.
+    pub fn vision_run_bytes(&self, image: &Image, patches: u64) -> u64 {
+        let number = if self.precision.activations == Precision::Fp16 { 2 } else { 4 };
+        // The stream, its norm, queries, keys, values and the products of a feed-forward stand side by side.
+        let width = 6 * image.hidden_size + 2 * image.intermediate_size + image.feature_width;
+        let scores = match self.flavour {
+            Flavour::Fused => 0,
+            Flavour::Plain => 2 * image.heads,
+        };
+        [patches, number].iter().fold(width.saturating_add(scores.saturating_mul(patches)), |a, b| a.saturating_mul(*b))
     }
 
     /// Contradictions that types do not exclude.
@@ -199,6 +213,21 @@ pub struct Image {
     pub heads: u64,
     /// Its weights, part of the model's total.
     pub parameters: u64,
+}
+
+impl Image {
+    /// What the image itself goes through.
+    pub fn spec(&self) -> ImageSpec {
+        ImageSpec {
+            patch_size: self.patch_size as usize,
+            temporal_patch_size: self.temporal_patch_size as usize,
+            merge_size: self.merge_size as usize,
+            min_pixels: self.min_pixels,
+            max_pixels: self.max_pixels,
+            mean: self.mean.map(|mean| mean as f32),
+            std: self.std.map(|std| std as f32),
+        }
+    }
 }
 
 /// A filter of resizing.

@@ -5,7 +5,7 @@ mod genai;
 mod manifest;
 pub mod onnx;
 
-pub use chat::{ChatMessage, ChatTemplate};
+pub use chat::{ChatMessage, ChatTemplate, Content, Part};
 pub use manifest::*;
 
 use manifest::EXPORT_AGAIN;
@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::cell::{Flavour, Precision};
+use crate::cell::{Flavour, Precision, Workload};
 use crate::digest;
 use crate::error::{Context, Error, Result};
 
@@ -105,6 +105,40 @@ impl Package {
         self.manifest.graphs.iter().find(|graph| graph.role == GraphRole::Decoder).ok_or_else(|| {
             Error::unsupported(format!("the package `{}` has no decoder graph", self.root.display()))
                 .hint("only packages of language models can be run")
+        })
+    }
+
+    /// The graph that turns an image's patches into features.
+    ///
+    /// # Errors
+    /// A package without one.
+    pub fn vision(&self) -> Result<&Graph> {
+        self.manifest.graphs.iter().find(|graph| graph.role == GraphRole::Vision).ok_or_else(|| self.takes_no_images())
+    }
+
+    /// What to say to an image.
+    pub fn takes_no_images(&self) -> Error {
+        let model = &self.manifest.model;
+        Error::unsupported(format!("the model `{}` ({}) takes no images", model.id, model.architecture))
+            .hint("leave the image out, or name a vision-language model")
+    }
+
+    /// Tokens of a prompt of this workload that are not its image's.
+    ///
+    /// # Errors
+    /// An image for a model that takes none, of a size that it excludes, or that leaves no token for text.
+    pub fn text_tokens(&self, workload: &Workload) -> Result<usize> {
+        let Some(size) = workload.image else { return Ok(workload.prompt_tokens as usize) };
+        let image = self.manifest.image.as_ref().ok_or_else(|| self.takes_no_images())?;
+        let grid = image.spec().grid(u32::from(size.width), u32::from(size.height))?;
+        // Behind the token that starts an image, before the one that ends it.
+        let taken = grid.tokens(image.merge_size as usize) + 2;
+        (workload.prompt_tokens as usize).checked_sub(taken).filter(|left| *left > 0).ok_or_else(|| {
+            Error::unsupported(format!(
+                "an image of {size} takes {taken} tokens, and the prompt has {}",
+                workload.prompt_tokens
+            ))
+            .hint("raise `prompt_tokens`, or ask for a smaller `image`")
         })
     }
 

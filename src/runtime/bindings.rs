@@ -164,6 +164,34 @@ impl Bindings {
         unsafe { std::slice::from_raw_parts_mut(buffer.start.as_ptr().cast(), count) }
     }
 
+    /// Writes numbers to the start of a buffer of floats or halves.
+    ///
+    /// # Panics
+    /// When the buffer is shorter, or of integers: a bug of the caller.
+    pub fn write_f32(&mut self, id: BufferId, dtype: Dtype, values: &[f32]) {
+        match dtype {
+            Dtype::Float32 => self.write::<f32>(id, values.len()).copy_from_slice(values),
+            Dtype::Float16 => {
+                for (slot, value) in self.write::<half::f16>(id, values.len()).iter_mut().zip(values) {
+                    *slot = half::f16::from_f32(*value);
+                }
+            }
+            Dtype::Int64 | Dtype::Int32 => panic!("numbers for a buffer of integers"),
+        }
+    }
+
+    /// Appends the first `count` numbers of a buffer of floats or halves.
+    ///
+    /// # Panics
+    /// As [`Bindings::write_f32`].
+    pub fn read_f32(&self, id: BufferId, dtype: Dtype, count: usize, into: &mut Vec<f32>) {
+        match dtype {
+            Dtype::Float32 => into.extend_from_slice(self.read(id, count)),
+            Dtype::Float16 => into.extend(self.read::<half::f16>(id, count).iter().map(|value| value.to_f32())),
+            Dtype::Int64 | Dtype::Int32 => panic!("numbers from a buffer of integers"),
+        }
+    }
+
     /// Binds the start of a buffer as an input of this type and shape; replaces what was bound under that name.
     pub fn bind_input(&mut self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
         self.bind("input", ort::api().BindInput, name, id, dtype, shape)

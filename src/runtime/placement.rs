@@ -47,6 +47,16 @@ impl Placement {
         Ok(placement)
     }
 
+    /// Adds another graph's nodes.
+    pub fn add(&mut self, other: &Self) {
+        for (provider, operators) in &other.nodes {
+            let sums = self.nodes.entry(provider.clone()).or_default();
+            for (operator, count) in operators {
+                *sums.entry(operator.clone()).or_default() += count;
+            }
+        }
+    }
+
     /// Nodes that the provider runs.
     pub fn on(&self, provider: &str) -> u64 {
         self.nodes.get(provider).map_or(0, |operators| operators.values().sum())

@@ -16,7 +16,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("probe", 6),
     ("package", 5),
     ("runtime", 5),
-    ("vision", 5),
+    ("vision", 4),
     ("stats", 4),
     ("protocol", 3),
     ("metrics", 2),

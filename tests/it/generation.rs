@@ -110,9 +110,9 @@ fn tokenizer_and_chat_template_agree_with_transformers() {
             .as_array()
             .expect("messages")
             .iter()
-            .map(|message| ortbench::package::ChatMessage {
-                role: message["role"].as_str().expect("a role").to_owned(),
-                content: message["content"].as_str().expect("content").to_owned(),
+            .map(|message| {
+                let field = |name: &str| message[name].as_str().expect("a text");
+                ortbench::package::ChatMessage::new(field("role"), field("content"), 0)
             })
             .collect();
         if case["add_generation_prompt"] == true {

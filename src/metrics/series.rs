@@ -1,0 +1,283 @@
+//! Figures measured many times: one row each.
+
+use Better::{Higher, Lower, Neither};
+use Category::{Memory, Speed, Throughput};
+
+use super::{Better, Series};
+use crate::cell::{Category, Workload};
+
+/// Every series, in the order of their columns.
+pub const SERIES: &[Series] = &[
+    series(
+        "load_seconds",
+        "s",
+        None,
+        Lower,
+        false,
+        "Creation of the session: reading, optimizing and prepacking the graph and its weights; one value a process, the page cache as it was found.",
+    ),
+    series(
+        "first_run_seconds",
+        "s",
+        None,
+        Lower,
+        false,
+        "The cold first prefill of a process, right after the load; one value a process.",
+    ),
+    series(
+        "ttft_seconds",
+        "s",
+        Some(Speed),
+        Lower,
+        true,
+        "Time to first token: from the request, tokenization and the work on its image included, to the first token chosen.",
+    ),
+    series(
+        "prefill_seconds",
+        "s",
+        Some(Speed),
+        Lower,
+        true,
+        "The decoder's run over the whole prompt, without tokenization, sampling and the vision tower.",
+    ),
+    series(
+        "image_preparation_seconds",
+        "s",
+        Some(Speed),
+        Lower,
+        false,
+        "Resizing, normalizing and cutting the images of all sequences into patches; part of TTFT. Empty for prompts of text.",
+    ),
+    series(
+        "vision_seconds",
+        "s",
+        Some(Speed),
+        Lower,
+        false,
+        "The vision tower's runs over the images of all sequences, one after the other; part of TTFT. Empty for prompts of text.",
+    ),
+    series(
+        "prefill_tokens_per_second",
+        "tokens/s",
+        Some(Speed),
+        Higher,
+        false,
+        "Prompt tokens of all sequences ÷ prefill time (llama-bench's pp).",
+    ),
+    series("itl_seconds", "s", Some(Speed), Lower, true, "Inter-token latency: every gap between consecutive tokens."),
+    series(
+        "tpot_seconds",
+        "s",
+        Some(Speed),
+        Lower,
+        true,
+        "Time per output token of a repetition: (end to end − TTFT) ÷ (tokens − 1).",
+    ),
+    series(
+        "decode_tokens_per_second",
+        "tokens/s",
+        Some(Speed),
+        Higher,
+        false,
+        "Tokens after the first of all sequences ÷ time after the first token (llama-bench's tg), at the context that follows the prompt.",
+    ),
+    series("end_to_end_seconds", "s", Some(Speed), Lower, false, "From the request to the last token."),
+    series(
+        "output_tokens_per_second",
+        "tokens/s",
+        Some(Throughput),
+        Higher,
+        false,
+        "Generated tokens over all sequences of the batch ÷ time from the first request to the last token (prefill included).",
+    ),
+    series(
+        "total_tokens_per_second",
+        "tokens/s",
+        Some(Throughput),
+        Higher,
+        false,
+        "Prompt and generated tokens of the batch ÷ time from the first request to the last token.",
+    ),
+    series(
+        "requests_per_second",
+        "requests/s",
+        Some(Throughput),
+        Higher,
+        false,
+        "Sequences of the batch ÷ time from the first request to the last token.",
+    ),
+    series(
+        "batch_seconds",
+        "s",
+        Some(Throughput),
+        Lower,
+        true,
+        "One whole batch, from the first request to the last token.",
+    ),
+    series(
+        "baseline_rss_bytes",
+        "bytes",
+        Some(Memory),
+        Neither,
+        false,
+        "Resident memory with the runtime loaded and no model.",
+    ),
+    series(
+        "peak_rss_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Largest resident memory of the process from before the load to the end (VmHWM after a reset).",
+    ),
+    series(
+        "peak_rss_above_baseline_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Peak resident memory less the baseline.",
+    ),
+    series(
+        "peak_anonymous_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Largest RssAnon seen by the sampling thread in any phase.",
+    ),
+    series(
+        "peak_file_backed_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Largest RssFile seen by the sampling thread in any phase: mapped weights and libraries.",
+    ),
+    series(
+        "loaded_anonymous_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "RssAnon after the load, before the first run.",
+    ),
+    series(
+        "loaded_file_backed_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "RssFile after the load, before the first run.",
+    ),
+    series(
+        "vision_peak_anonymous_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Largest RssAnon while the vision tower ran. Empty for prompts of text.",
+    ),
+    series("prefill_peak_anonymous_bytes", "bytes", Some(Memory), Lower, false, "Largest RssAnon during prefill."),
+    series(
+        "decode_anonymous_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "RssAnon at steady decode (median of the phase's samples).",
+    ),
+    series(
+        "decode_file_backed_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "RssFile at steady decode (median of the phase's samples).",
+    ),
+    series(
+        "decode_pss_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Proportional set size after the last decode step (smaps_rollup).",
+    ),
+    series(
+        "cache_measured_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Growth of RssAnon while the key/value cache was allocated and touched.",
+    ),
+    series(
+        "major_faults",
+        "count",
+        Some(Memory),
+        Lower,
+        false,
+        "Page faults that needed the disk, from load to the end.",
+    ),
+    series(
+        "minor_faults",
+        "count",
+        Some(Memory),
+        Neither,
+        false,
+        "Page faults served from memory, from load to the end.",
+    ),
+    series(
+        "disk_read_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Bytes that the process caused to be read from the disk (/proc/self/io read_bytes).",
+    ),
+];
+
+/// Series that a cell without decode steps (one generated token) legitimately leaves empty.
+const NEED_DECODE: &[&str] = &[
+    "itl_seconds",
+    "tpot_seconds",
+    "decode_tokens_per_second",
+    "decode_anonymous_bytes",
+    "decode_file_backed_bytes",
+    "decode_pss_bytes",
+];
+
+/// Series that a cell without an image legitimately leaves empty.
+const NEED_IMAGE: &[&str] = &["image_preparation_seconds", "vision_seconds", "vision_peak_anonymous_bytes"];
+
+/// Whether a workload leaves this series empty: without decode steps, or without an image.
+pub fn is_empty_for(series: &str, workload: &Workload) -> bool {
+    (workload.generate_tokens <= 1 && NEED_DECODE.contains(&series))
+        || (workload.image.is_none() && NEED_IMAGE.contains(&series))
+}
+
+/// Names of the two lists above.
+#[cfg(test)]
+pub(super) fn exceptions() -> impl Iterator<Item = &'static &'static str> {
+    NEED_DECODE.iter().chain(NEED_IMAGE)
+}
+
+/// Series in which zero can be true. In all others a zero shows that nothing was measured.
+pub const MAY_BE_ZERO: &[&str] = &[
+    "major_faults",
+    "minor_faults",
+    "disk_read_bytes",
+    // The allocator may place a small cache in pages that are resident already.
+    "cache_measured_bytes",
+];
+
+const fn series(
+    name: &'static str,
+    unit: &'static str,
+    category: Option<Category>,
+    better: Better,
+    percentiles: bool,
+    description: &'static str,
+) -> Series {
+    Series { name, unit, category, better, description, percentiles }
+}
