@@ -10,6 +10,7 @@ pub mod install;
 mod bindings;
 mod fetch;
 mod library;
+mod operators;
 mod placement;
 pub mod products;
 pub mod providers;

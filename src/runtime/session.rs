@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 
+use super::operators::Refusal;
 use super::providers::{self, Provider};
 use super::{Placement, Runtime, ort_error};
 use crate::cell::Backend;
@@ -54,9 +55,7 @@ impl Session {
                     .because(std::io::Error::other(error.to_string()))
                     .hint(provider.remedy())
             })?;
-        let inner = builder
-            .commit_from_file(file)
-            .map_err(|error| ort_error(format!("ONNX Runtime cannot load `{}` on {name}", file.display()), error))?;
+        let inner = builder.commit_from_file(file).map_err(|error| refused(runtime, file, name, error))?;
         let placement = Placement::read(&inner)?;
         Ok(Self { inner, provider: name, placement })
     }
@@ -80,6 +79,23 @@ impl Session {
     pub fn output_names(&self) -> impl Iterator<Item = &str> {
         self.inner.outputs().iter().map(|outlet| outlet.name())
     }
+}
+
+/// Why a graph was not loaded; an operator that this build does not know is no failure of the graph.
+fn refused(runtime: &Runtime, file: &Path, provider: &str, error: ort::Error) -> Error {
+    let message = error.to_string();
+    let Some(refusal) = Refusal::find(&message) else {
+        return ort_error(format!("ONNX Runtime cannot load `{}` on {provider}", file.display()), error);
+    };
+    let version = runtime.version().unwrap_or_default();
+    Error::unsupported(format!(
+        "ONNX Runtime {version} with {provider} does not take the operator `{}` of `{}` (node `{}`)",
+        refusal.operator,
+        file.display(),
+        refusal.node
+    ))
+    .because(std::io::Error::other(refusal.cause))
+    .hint("run the graph of the `plain` flavour there, or a newer ONNX Runtime")
 }
 
 /// Options that every session has.
