@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cell::{Cell, RuntimeRef};
+use crate::cell::{Cell, RuntimeRef, Status};
 use crate::config;
 use crate::error::{Context, Error, Result};
 use crate::orchestrator::child::Worker;
@@ -31,6 +31,9 @@ pub struct Args {
     /// Run only cells whose id contains PATTERN (`*` stands for anything).
     #[arg(long, value_name = "PATTERN", conflicts_with = "resume")]
     cell: Option<String>,
+    /// End with 0 even where cells are `unsupported`: what a provider lacks is a result of a comparison.
+    #[arg(long)]
+    allow_unsupported: bool,
     /// Begin the tables with a byte order mark, by which Excel knows UTF-8.
     #[arg(long)]
     excel: bool,
@@ -69,14 +72,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (None, None) => return Err(Error::new("there is neither a matrix nor a run to continue")),
     };
     print(&report).context("cannot print the comparison")?;
-    Ok(exit_code(&report))
+    Ok(exit_code(&report, args.allow_unsupported))
 }
 
 /// How the process ends; `docs/exit-codes.md` lists all codes.
-fn exit_code(report: &Report) -> ExitCode {
+fn exit_code(report: &Report, allow_unsupported: bool) -> ExitCode {
     if report.interrupted {
         ExitCode::from(INTERRUPTED)
-    } else if report.all_measured() {
+    } else if report.all_end_at_worst(if allow_unsupported { Status::Unsupported } else { Status::Measured }) {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)

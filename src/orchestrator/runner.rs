@@ -51,7 +51,12 @@ pub struct Report {
 impl Report {
     /// True when every cell has all its figures.
     pub fn all_measured(&self) -> bool {
-        self.outcomes.len() == self.cells && self.outcomes.iter().all(|outcome| outcome.status == Status::Measured)
+        self.all_end_at_worst(Status::Measured)
+    }
+
+    /// True when every cell ran and none ended worse than this.
+    pub fn all_end_at_worst(&self, status: Status) -> bool {
+        self.outcomes.len() == self.cells && self.outcomes.iter().all(|outcome| outcome.status <= status)
     }
 }
 
