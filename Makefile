@@ -10,10 +10,12 @@ EXPORT := PYTHONPATH=export_scripts $(VENV)/bin/python -m ortbench_export export
 PACKAGES := models/packages
 EXPORTER_SOURCES := $(shell find export_scripts/ortbench_export -name '*.py')
 
-# Trained miniatures, and the precisions and flavours in which they are exported.
-TINY := models/qwen3-tiny
+# Trained miniatures, one an architecture, and the precisions and flavours in which they are exported. Latent attention
+# has a second form, a package of its own.
+TINY := $(notdir $(patsubst %/config.json,%,$(wildcard models/*/config.json)))
 TINY_PACKAGES := $(foreach precision,fp32 fp16 int8 int4,$(precision)-fused $(precision)-plain)
-TINY_MANIFESTS := $(foreach package,$(TINY_PACKAGES),$(PACKAGES)/qwen3-tiny/$(package)/manifest.json)
+TINY_NAMES := $(TINY) $(patsubst %,%-absorbed,$(filter glm4%,$(TINY)))
+TINY_MANIFESTS := $(foreach name,$(TINY_NAMES),$(TINY_PACKAGES:%=$(PACKAGES)/$(name)/%/manifest.json))
 
 .PHONY: help bench test test-rust test-python lint fmt build packages runtimes doctor clean
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 bench: build runtimes packages ## install what is missing, run benchmarks.yaml, print the comparison
-	$(BIN) run benchmarks.yaml
+	$(BIN) run benchmarks.yaml --allow-unsupported
 
 test: lint test-rust test-python ## every check and test, Rust and Python
 
@@ -69,8 +71,12 @@ $(VENV_STAMP): export_scripts/requirements-test.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# One folder a package; its manifest is written last, so it stands for the whole.
-$(PACKAGES)/qwen3-tiny/%/manifest.json: $(VENV_STAMP) $(TINY)/model.safetensors $(wildcard $(TINY)/*.json) $(EXPORTER_SOURCES)
-	@$(EXPORT) $(TINY) --output $(@D) --force \
-		--precision $(firstword $(subst -, ,$*)) --flavour $(lastword $(subst -, ,$*))
+# One folder a package; its manifest is written last, so it stands for the whole. The stem is NAME/PRECISION-FLAVOUR.
+.SECONDEXPANSION:
+name = $(patsubst %/,%,$(dir $*))
+checkpoint = models/$(patsubst %-absorbed,%,$(name))
+$(PACKAGES)/%/manifest.json: $(VENV_STAMP) $(EXPORTER_SOURCES) $$(wildcard $$(checkpoint)/*.safetensors $$(checkpoint)/*.json)
+	@$(EXPORT) $(checkpoint) --output $(@D) --force --model-id $(name) \
+		--precision $(firstword $(subst -, ,$(notdir $*))) --flavour $(lastword $(subst -, ,$(notdir $*))) \
+		$(if $(filter %-absorbed,$(name)),--attention absorbed)
 	@touch $@
