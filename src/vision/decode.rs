@@ -1,4 +1,4 @@
-//! An image file becomes 8-bit RGB, as Pillow's `exif_transpose(open(file)).convert("RGB")` makes it.
+//! An image file becomes 8-bit RGB, as transformers' `load_image` and `convert_to_rgb` make it with Pillow.
 //!
 //! Nothing is decoded before the header's size has been held against the memory that there is.
 
@@ -13,10 +13,11 @@ use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
 use image::{AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, Limits};
-use image::{Pixel, RgbImage};
+use image::{Pixel, RgbImage, RgbaImage};
 
 use crate::error::{Context, Error, Result};
 use crate::units;
+use crate::vision::colour_key;
 
 const FORMATS: &str = "PNG, JPEG, WebP, BMP and GIF are read";
 
@@ -61,11 +62,16 @@ fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
     match format {
         ImageFormat::Png => {
             let decoder = PngDecoder::with_limits(input, limits).map_err(damaged)?;
-            if decoder.is_apng().map_err(damaged)? {
+            let mut image = if decoder.is_apng().map_err(damaged)? {
                 budget.check(&decoder, ANIMATED)?;
-                return only_frame(decoder.apng().map_err(damaged)?.into_frames());
+                opaque(only_frame(decoder.apng().map_err(damaged)?.into_frames())?)
+            } else {
+                still(decoder, &budget)?
+            };
+            if let Some(key) = colour_key::of_png(bytes) {
+                colour_key::whiten(&mut image, key);
             }
-            still(decoder, &budget)
+            Ok(image)
         }
         ImageFormat::Jpeg => {
             check_jpeg_end(bytes)?;
@@ -75,14 +81,17 @@ fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
             let decoder = WebPDecoder::new(input).map_err(damaged)?;
             if decoder.has_animation() {
                 budget.check(&decoder, ANIMATED)?;
-                return only_frame(decoder.into_frames());
+                return only_frame(decoder.into_frames()).map(opaque);
             }
             still(decoder, &budget)
         }
         ImageFormat::Gif => {
             let decoder = GifDecoder::new(input).map_err(damaged)?;
             budget.check(&decoder, ANIMATED)?;
-            only_frame(decoder.into_frames())
+            let mut frame = only_frame(decoder.into_frames())?;
+            // As a PNG's colour key: transformers lays it on white.
+            frame.pixels_mut().filter(|pixel| pixel.0[3] == 0).for_each(|pixel| pixel.0 = [255; 4]);
+            Ok(opaque(frame))
         }
         ImageFormat::Bmp => still(BmpDecoder::new(input).map_err(damaged)?, &budget),
         other => Err(Error::new(format!("{} is not read", other.to_mime_type())).hint(FORMATS)),
@@ -137,13 +146,17 @@ fn still(mut decoder: impl ImageDecoder, budget: &Budget) -> Result<RgbImage> {
     Ok(image.into_rgb8())
 }
 
-fn only_frame(mut frames: Frames<'_>) -> Result<RgbImage> {
+fn only_frame(mut frames: Frames<'_>) -> Result<RgbaImage> {
     let empty = || Error::new("it holds no picture").hint("copy the file anew, or save it again with another program");
     let frame = frames.next().ok_or_else(empty)?.map_err(damaged)?;
     if frames.next().transpose().map_err(damaged)?.is_some() {
         return Err(Error::new("it is animated: it has several frames").hint("save one frame of it as PNG"));
     }
-    Ok(to_rgb(DynamicImage::ImageRgba8(frame.into_buffer())))
+    Ok(frame.into_buffer())
+}
+
+fn opaque(image: RgbaImage) -> RgbImage {
+    to_rgb(DynamicImage::ImageRgba8(image))
 }
 
 /// Pillow's `convert("RGB")`: alpha is dropped, not blended; of 16 bits the upper 8 count, except in grey without

@@ -3,6 +3,7 @@
 //! [`open`] gives 8-bit RGB, [`preprocess`] patches and their grid, [`expand_image_tokens`] and [`positions`] what the
 //! prompt becomes. `docs/images.md` says what is done with an image, and how closely it agrees.
 
+mod colour_key;
 mod decode;
 mod mrope;
 mod patches;
@@ -13,7 +14,7 @@ pub use decode::open;
 pub use image::RgbImage;
 pub use mrope::{Positions, expand_image_tokens, positions};
 pub use patches::{Patches, preprocess};
-pub use resize::smart_resize;
+pub use resize::{resize, smart_resize};
 pub use synthetic::synthetic;
 
 use crate::error::{Error, Result};

@@ -7,6 +7,7 @@ mod architecture;
 mod commands;
 mod endings;
 mod generation;
+mod images;
 mod interruption;
 mod limits;
 mod measuring;
