@@ -38,7 +38,10 @@ def patch_places(graph: Graph, pixel_values: str, grid: str, merge: int) -> Plac
     index = graph.node("Range", f"{name}/Range", [zero, count, one])
 
     def divide(what: str, x: str, by: str) -> tuple[str, str]:
-        return tuple(graph.node(op, f"{name}/{what}/{op}", [x, by]) for op in ("Div", "Mod"))
+        """Quotient and remainder. OpenVINO leaves Mod to the CPU provider where `by` is no constant."""
+        quotient = graph.node("Div", f"{name}/{what}/Div", [x, by])
+        whole = graph.node("Mul", f"{name}/{what}/Mul", [quotient, by])
+        return quotient, graph.node("Sub", f"{name}/{what}/Sub", [x, whole])
 
     step = graph.constant(merge)
     rest, inner_column = divide("inner_column", index, step)
