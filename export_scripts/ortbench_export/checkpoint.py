@@ -50,16 +50,14 @@ class Checkpoint:
         self._handles: dict[Path, int] = {}
         self._lock = threading.Lock()
 
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start:stop` of a tensor as float32, shape `[stop - start]` of a vector and `[stop - start, columns]`
-        otherwise, all axes but the last counting as one. Safe from several threads."""
+    def rows(self, name: str, start: int, stop: int, columns: int) -> np.ndarray:
+        """Rows `start:stop` of a tensor as float32 `[stop - start, columns]`, whatever axes it has: a row is the next
+        `columns` numbers. Safe from several threads."""
         entry = self.entries[name]
         stored = FLOAT_TYPES[entry.dtype]
-        columns = entry.shape[1:][-1:]
-        row = prod(columns)
-        raw = np.empty((stop - start) * row, dtype=stored)
-        self._read_into(entry.file, raw, entry.offset + start * row * stored.itemsize, name)
-        return _to_float32(raw, entry.dtype).reshape(stop - start, *columns)
+        raw = np.empty((stop - start) * columns, dtype=stored)
+        self._read_into(entry.file, raw, entry.offset + start * columns * stored.itemsize, name)
+        return _to_float32(raw, entry.dtype).reshape(stop - start, columns)
 
     def revision(self, stop: threading.Event) -> str | None:
         """`sha256:` over the sorted list of weight files and their hashes; None once `stop` is set."""

@@ -9,23 +9,25 @@ from ortbench_export.errors import ExportError
 
 @dataclass(frozen=True)
 class Config:
-    """A parsed `config.json` that remembers where it came from, for its errors."""
+    """A parsed `config.json`, or a section of it, that remembers where it came from, for its errors."""
 
     path: Path
     values: dict
+    # The sections that it lies in, as `text_config.`.
+    within: str = ""
 
     def integer(self, key: str) -> int:
         """A positive integer."""
         value = self._required(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ExportError(f"{self.path}: `{key}` must be a positive integer, not {value!r}")
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be a positive integer, not {value!r}")
         return value
 
     def number(self, key: str) -> float:
         """A positive number."""
         value = self._required(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ExportError(f"{self.path}: `{key}` must be a positive number, not {value!r}")
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be a positive number, not {value!r}")
         return float(value)
 
     def integer_of(self, *keys: str) -> int:
@@ -44,27 +46,42 @@ class Config:
         """true or false."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            raise ExportError(f"{self.path}: `{key}` must be true or false, not {value!r}")
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be true or false, not {value!r}")
         return value
 
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of integers, empty where it is absent or null."""
         value = self.values.get(key) or []
         if not isinstance(value, list) or not all(type(each) is int for each in value):
-            raise ExportError(f"{self.path}: `{key}` must be a list of integers, not {value!r}")
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be a list of integers, not {value!r}")
         return tuple(value)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` numbers."""
+        value = self._required(key)
+        if not isinstance(value, list) or len(value) != count or not all(type(each) in (int, float) for each in value):
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be a list of {count} numbers, not {value!r}")
+        return tuple(map(float, value))
+
+    def section(self, key: str) -> "Config":
+        """An object within this one."""
+        value = self._required(key)
+        if not isinstance(value, dict):
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be an object, not {value!r}")
+        return Config(self.path, value, f"{self.within}{key}.")
 
     def at_most(self, key: str, value: int, limit: int) -> None:
         """Refuse a number that is larger than there is room for."""
         if value > limit:
-            raise ExportError(f"{self.path}: `{key}` is {value}, more than the {limit} there are")
+            raise ExportError(f"{self.path}: `{self.within}{key}` is {value}, more than the {limit} there are")
 
     def expect(self, key: str, allowed: tuple, default) -> None:
         """Refuse a value that the graph would silently ignore."""
         value = self.values.get(key, default)
         if value not in allowed:
             listed = " or ".join(json.dumps(each) for each in allowed)
-            raise ExportError(f"{self.path}: `{key}` is {json.dumps(value)}; this exporter handles {listed} only")
+            raise ExportError(
+                f"{self.path}: `{self.within}{key}` is {json.dumps(value)}; this exporter handles {listed} only")
 
     def architecture(self) -> str:
         names = self.values.get("architectures")
@@ -74,22 +91,23 @@ class Config:
 
     def rope_theta(self) -> float:
         """The base of the rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta`."""
-        parameters = self.values.get("rope_parameters") or {}
-        scaling = self.values.get("rope_scaling") or {}
-        for key, section in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        for key in ("rope_parameters", "rope_scaling"):
+            section = self.values.get(key) or {}
             kind = section.get("rope_type", section.get("type", "default"))
             if kind != "default":
                 raise ExportError(
-                    f"{self.path}: `{key}` asks for rotary scaling `{kind}`; only the default is implemented",
+                    f"{self.path}: `{self.within}{key}` asks for rotary scaling `{kind}`; only the default is "
+                    "implemented",
                     f"remove `{key}` from a copy of config.json to export the model at its original context length",
                 )
-        if "rope_theta" in parameters:
-            return Config(self.path, parameters).number("rope_theta")
+        if "rope_theta" in (self.values.get("rope_parameters") or {}):
+            return self.section("rope_parameters").number("rope_theta")
         return self.number("rope_theta")
 
     def _required(self, key: str):
         if self.values.get(key) is None:
-            raise ExportError(f"{self.path} lacks `{key}`", "copy config.json from the model's own repository")
+            raise ExportError(f"{self.path} lacks `{self.within}{key}`",
+                              f"copy {self.path.name} from the model's own repository")
         return self.values[key]
 
 
@@ -126,13 +144,15 @@ class SpecialTokens:
 
 
 def special_tokens(config: Config) -> SpecialTokens:
-    """From `generation_config.json` beside the config where it says, otherwise from the config itself."""
+    """From `generation_config.json` beside the config where it says, otherwise from the config itself, or from its
+    section about text."""
     generation_path = config.path.parent / "generation_config.json"
     generation = read_json(generation_path) if generation_path.is_file() else {}
 
+    places = (generation, config.values, config.values.get("text_config") or {})
+
     def find(key):
-        value = generation.get(key)
-        return config.values.get(key) if value is None else value
+        return next((place[key] for place in places if place.get(key) is not None), None)
 
     eos = find("eos_token_id")
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]

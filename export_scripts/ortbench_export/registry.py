@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ortbench_export.architectures import glm4_moe_lite, qwen3, qwen3_moe
+from ortbench_export.architectures import glm4_moe_lite, qwen3, qwen3_moe, qwen3_vl
 from ortbench_export.config import Config
 from ortbench_export.errors import ExportError
 from ortbench_export.graph import PackageGraphs
@@ -27,6 +27,8 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": Architecture("Qwen3, dense", qwen3.read, qwen3.build, qwen3.ignorable),
     "Qwen3MoeForCausalLM": Architecture("Qwen3, mixture of experts", qwen3_moe.read, qwen3_moe.build,
                                         qwen3_moe.ignorable),
+    "Qwen3VLForConditionalGeneration": Architecture("Qwen3-VL, dense, text and images", qwen3_vl.read, qwen3_vl.build,
+                                                    qwen3_vl.ignorable),
     "Glm4MoeLiteForCausalLM": Architecture("GLM-4.7-Flash, mixture of experts with latent attention",
                                            glm4_moe_lite.read, glm4_moe_lite.build, glm4_moe_lite.ignorable,
                                            latent_attention=True),

@@ -10,14 +10,15 @@ import numpy as np
 GOLDEN = Path(__file__).parent / "golden"
 ALL = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "golden.npz").is_file())
 MIXTURES = [name for name in ALL if "-moe-" in name]
-NAMES = [name for name in ALL if name not in MIXTURES]
+IMAGES = [name for name in ALL if "-vl-" in name]
+NAMES = [name for name in ALL if name not in (*MIXTURES, *IMAGES)]
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 PROMPT = 9
 
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """A checkpoint with the logits that transformers computed for it; see golden/make_golden.py."""
+    """A checkpoint with the logits that transformers computed for it; see golden/make_golden*.py."""
 
     folder: Path
     config: dict

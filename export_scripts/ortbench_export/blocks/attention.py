@@ -10,8 +10,9 @@ from onnx import TensorProto
 
 from ortbench_export.blocks.linear import linear
 from ortbench_export.blocks.mask import visible_keys
+from ortbench_export.blocks.mrope import Mrope, mrope_table, mrope_waves
 from ortbench_export.blocks.norm import norm_weight, rms_norm
-from ortbench_export.blocks.rope import rope_rows, rope_tables, rotate
+from ortbench_export.blocks.rope import rope_rows, rope_tables, rotate, rotate_fused, rotate_rows
 from ortbench_export.errors import ExportError
 from ortbench_export.graph import CONTRIB, Graph, Port
 from ortbench_export.weights.tensors import Matrix, Part
@@ -32,11 +33,13 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class FusedState:
-    """int32 `[batch]` lengths less one, the int32 total, and the rotary tables."""
+    """int32 `[batch]` lengths less one, the int32 total, and the rotary tables with each token's row in them, int64
+    `[batch, sequence]`; without rows the kernel counts positions itself."""
 
     lengths: str
     total: str
     tables: tuple[str, str]
+    rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,25 @@ class PlainState:
     per_group: str
 
 
-def begin_attention(graph: Graph, shape: AttentionShape, positions: int, theta: float) -> FusedState | PlainState:
-    """Add the inputs `attention_mask` (and `position_ids` in plain) and what every layer derives from them."""
+def begin_attention(graph: Graph, shape: AttentionShape, positions: int, theta: float,
+                    mrope: Mrope | None = None) -> FusedState | PlainState:
+    """Add the inputs `attention_mask` (and `position_ids` in plain and in M-RoPE) and what every layer derives from
+    them; `positions` are the rows of the rotary tables, which M-RoPE does without."""
     if graph.options.fused and shape.head_dim % FUSED_HEAD_MULTIPLE:
         raise ExportError(f"`head_dim` is {shape.head_dim}; ONNX Runtime's GroupQueryAttention wants a multiple of "
                           f"{FUSED_HEAD_MULTIPLE}", "export with `--flavour plain`")
     mask = graph.add_input(Port("attention_mask", "attention_mask", np.int64, ("batch", "total")))
+    if mrope is not None:
+        waves = mrope_waves(graph, shape.head_dim, theta, mrope)
+        if graph.options.fused:
+            return FusedState(*_lengths(graph, mask), *mrope_table(graph, waves))
+        return _plain_state(graph, shape, mask, rotate_rows(graph, *waves))
     if graph.options.fused:
         tables = rope_tables(graph, positions, shape.head_dim, theta)
         return FusedState(*_lengths(graph, mask), tables)
     position_ids = graph.add_input(Port("position_ids", "position_ids", np.int64, ("batch", "sequence")))
     tables = rope_tables(graph, positions, shape.head_dim, theta)
-    return _plain_state(graph, shape, mask, position_ids, tables)
+    return _plain_state(graph, shape, mask, rope_rows(graph, position_ids, tables))
 
 
 def cache_ports(graph: Graph, layer: int, shape: AttentionShape) -> tuple[str, str, str, str]:
@@ -108,12 +118,16 @@ def _attend_fused(graph: Graph, name: str, q: str, k: str, v: str, cache, shape:
     k = graph.node("Reshape", f"{name}/k_norm/Reshape_out",
                    [k, graph.constant([0, 0, shape.kv_heads * shape.head_dim])])
     past_key, past_value, present_key, present_value = cache
+    inputs, rotary = [past_key, past_value, state.lengths, state.total], {"do_rotary": 0}
+    if state.rows is None:
+        inputs, rotary = [*inputs, *state.tables], {"do_rotary": 1, "rotary_interleaved": 0}
+    else:
+        q, k = (rotate_fused(graph, f"{name}/{which}_rope", x, state.rows, state.tables)
+                for which, x in (("q", q), ("k", k)))
     node = f"{name}/GroupQueryAttention"
     return graph.node(
-        "GroupQueryAttention", node,
-        [q, k, v, past_key, past_value, state.lengths, state.total, *state.tables],
-        outputs=[f"{node}/output_0", present_key, present_value], domain=CONTRIB, num_heads=shape.heads,
-        kv_num_heads=shape.kv_heads, scale=shape.head_dim**-0.5, do_rotary=1, rotary_interleaved=0,
+        "GroupQueryAttention", node, [q, k, v, *inputs], outputs=[f"{node}/output_0", present_key, present_value],
+        domain=CONTRIB, num_heads=shape.heads, kv_num_heads=shape.kv_heads, scale=shape.head_dim**-0.5, **rotary,
     )[0]
 
 
@@ -158,11 +172,10 @@ def _lengths(graph: Graph, mask: str) -> tuple[str, str]:
     return lengths, graph.node("Cast", f"{name}/total/Cast", [scalar], to=TensorProto.INT32)
 
 
-def _plain_state(graph: Graph, shape: AttentionShape, mask: str, position_ids: str,
-                 tables: tuple[str, str]) -> PlainState:
+def _plain_state(graph: Graph, shape: AttentionShape, mask: str, rows: tuple[str, str]) -> PlainState:
     name = "/model/mask"
     visible, total = visible_keys(graph, mask)
     per_head = graph.node("Concat", f"{name}/per_head/Concat", [graph.constant([0, shape.heads, -1]), total], axis=0)
     per_group = graph.node("Concat", f"{name}/per_group/Concat", [graph.constant([0, shape.kv_heads, -1]), total],
                            axis=0)
-    return PlainState(visible, rope_rows(graph, position_ids, tables), per_head, per_group)
+    return PlainState(visible, rows, per_head, per_group)

@@ -31,6 +31,8 @@ class DecoderShape:
     norm_epsilon: float
     context_length: int
     tied: bool
+    # Where the checkpoint's tensors are, but for the head.
+    source: str = "model"
 
     @property
     def attention_gain(self) -> float:
@@ -51,26 +53,38 @@ class DecoderShape:
         return min(self.context_length, graph.options.context_length or self.context_length)
 
 
-def read_decoder(config: Config, tied_by_default: bool | None) -> DecoderShape:
+def read_decoder(config: Config, tied_by_default: bool | None, source: str = "model") -> DecoderShape:
     """`tied_by_default` answers for a config that does not say whether the head is tied; None: it must say."""
     tied = config.values.get("tie_word_embeddings", tied_by_default)
     if not isinstance(tied, bool):
         raise ExportError(f"{config.path} lacks `tie_word_embeddings`", "add it as true or false")
     return DecoderShape(config.integer("num_hidden_layers"), config.integer("hidden_size"),
                         config.integer("vocab_size"), config.number("rms_norm_eps"),
-                        config.integer("max_position_embeddings"), tied)
+                        config.integer("max_position_embeddings"), tied, source)
+
+
+# Takes a layer's number and what it adds last to the residual stream; what shall be added instead.
+Behind = Callable[[int, str], str]
+
+
+def text_alone(_ids: str, x: str) -> tuple[str, Behind]:
+    """Nothing joins the tokens."""
+    return x, lambda _, delta: delta
 
 
 def decoder(graph: Graph, shape: DecoderShape, begin: Callable[[], Any], attend: Callable[[int, str, Any], str],
-            feed_forward: Callable[[int, str], str]) -> None:
+            feed_forward: Callable[[int, str], str],
+            join: Callable[[str, str], tuple[str, Behind]] = text_alone) -> None:
     """Add the whole decoder from `input_ids` to `logits`.
 
     `begin` adds what all layers share and returns it; `attend(layer, x, state)` and `feed_forward(layer, x)` turn the
-    normalised stream `x` `[batch, sequence, hidden]` into what is added to it.
+    normalised stream `x` `[batch, sequence, hidden]` into what is added to it. `join(ids, x)` may change the embedded
+    tokens `x`, and says what goes on behind each layer.
     """
     ids = graph.add_input(Port("input_ids", "input_ids", np.int64, ("batch", "sequence")))
-    embedding = Matrix((Part("model.embed_tokens.weight", shape.vocab),), shape.hidden, RANDOM_TABLE_GAIN)
+    embedding = Matrix((Part(f"{shape.source}.embed_tokens.weight", shape.vocab),), shape.hidden, RANDOM_TABLE_GAIN)
     residual, table = embed(graph, "/model/embed_tokens", ids, embedding)
+    residual, behind = join(ids, residual)
     state = begin()
 
     def block_norm(name: str, source_name: str, residual: str, delta: str | None) -> tuple[str, str]:
@@ -81,13 +95,13 @@ def decoder(graph: Graph, shape: DecoderShape, begin: Callable[[], Any], attend:
 
     delta = None
     for layer in range(shape.layers):
-        name, source_name = f"/model/layers.{layer}", f"model.layers.{layer}"
+        name, source_name = f"/model/layers.{layer}", f"{shape.source}.layers.{layer}"
         x, residual = block_norm(f"{name}/input_layernorm", f"{source_name}.input_layernorm", residual, delta)
         delta = attend(layer, x, state)
         x, residual = block_norm(f"{name}/post_attention_layernorm", f"{source_name}.post_attention_layernorm",
                                  residual, delta)
-        delta = feed_forward(layer, x)
-    x, _ = block_norm("/model/norm", "model.norm", residual, delta)
+        delta = behind(layer, feed_forward(layer, x))
+    x, _ = block_norm("/model/norm", f"{shape.source}.norm", residual, delta)
     untied = Matrix((Part("lm_head.weight", shape.vocab),), shape.hidden, RANDOM_TABLE_GAIN)
     head(graph, "/lm_head", x, embedding if shape.tied else untied, table if shape.tied else None)
 

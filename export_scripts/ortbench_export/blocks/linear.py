@@ -14,10 +14,31 @@ def linear(graph: Graph, name: str, x: str, matrix: Matrix) -> str:
     require(graph, matrix)
     scheme = graph.options.scheme
     if scheme is None:
-        return _float_linear(graph, name, x, matrix)
+        return float_linear(graph, name, x, matrix)
     if graph.options.fused:
         return matmul_nbits(graph, name, x, matrix, scheme, *_packed_weights(graph, name, matrix, scheme))
     return _dequantized_linear(graph, name, x, matrix, scheme)
+
+
+def add_bias(graph: Graph, name: str, x: str, source_name: str, width: int) -> str:
+    """Add the checkpoint's `{source_name}.bias` to `x` `[..., width]`."""
+    return graph.node("Add", f"{name}/Add", [x, vector(graph, name, "bias", f"{source_name}.bias", width, 0.0)])
+
+
+def vector(graph: Graph, name: str, what: str, source_name: str, width: int, random_mean: float) -> str:
+    """The initializer `what` of a block, `[width]`, in the activations' type."""
+    graph.source.require(source_name, (width,))
+    dtype = graph.options.dtype
+    stored = StoredTensor(tensor_name(name, what), ONNX_TYPES[dtype], (width,))
+    return graph.weights(Production((stored,), lambda: graph.source.vector(source_name, width, dtype, random_mean)))[0]
+
+
+def table(graph: Graph, name: str, matrix: Matrix) -> str:
+    """The initializer of a table `[rows, columns]` in the activations' type, to gather rows from."""
+    require(graph, matrix)
+    dtype = graph.options.dtype
+    stored = StoredTensor(tensor_name(name, "weight"), ONNX_TYPES[dtype], (matrix.rows, matrix.columns))
+    return graph.weights(Production((stored,), lambda: graph.source.floats(matrix, dtype, transposed=False)))[0]
 
 
 def require(graph: Graph, matrix: Matrix) -> None:
@@ -75,7 +96,8 @@ def _dequantized_linear(graph: Graph, name: str, x: str, matrix: Matrix, scheme:
     return graph.node("MatMul", f"{name}/MatMul", [x, weight])
 
 
-def _float_linear(graph: Graph, name: str, x: str, matrix: Matrix) -> str:
+def float_linear(graph: Graph, name: str, x: str, matrix: Matrix) -> str:
+    """Multiply `x` with a matrix in the activations' type, whose parts are known to be there."""
     dtype = graph.options.dtype
     stored = StoredTensor(tensor_name(name, "weight"), ONNX_TYPES[dtype], (matrix.columns, matrix.rows))
     (weight,) = graph.weights(Production((stored,), lambda: graph.source.floats(matrix, dtype, transposed=True)))

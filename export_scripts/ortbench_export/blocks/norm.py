@@ -1,17 +1,14 @@
-"""Root-mean-square normalisation, alone and after a residual addition."""
+"""Normalisation: root mean square, alone and after a residual addition, and of layers."""
 
 import numpy as np
 
-from ortbench_export.graph import CONTRIB, ONNX_TYPES, Graph, tensor_name
-from ortbench_export.weights.tensors import Production, StoredTensor
+from ortbench_export.blocks.linear import vector
+from ortbench_export.graph import CONTRIB, ONNX_TYPES, Graph
 
 
 def norm_weight(graph: Graph, name: str, source_name: str, width: int) -> str:
     """The initializer of a norm's weight, `[width]`."""
-    graph.source.require(source_name, (width,))
-    dtype = graph.options.dtype
-    stored = StoredTensor(tensor_name(name, "weight"), ONNX_TYPES[dtype], (width,))
-    return graph.weights(Production((stored,), lambda: graph.source.vector(source_name, width, dtype)))[0]
+    return vector(graph, name, "weight", source_name, width, random_mean=1.0)
 
 
 def rms_norm(graph: Graph, name: str, x: str, weight: str, epsilon: float) -> str:
@@ -43,6 +40,15 @@ def add_rms_norm(graph: Graph, name: str, residual: str, delta: str, weight: str
         return normalised, total
     total = graph.node("Add", f"{name}/Add_residual", [residual, delta])
     return rms_norm(graph, name, total, weight, epsilon), total
+
+
+def layer_norm(graph: Graph, name: str, source_name: str, x: str, width: int, epsilon: float) -> str:
+    """Centre and scale the last axis of `x`, then weigh and shift it by the checkpoint's `{source_name}.weight` and
+    `.bias`; mean and variance are taken in float32."""
+    weight = norm_weight(graph, name, f"{source_name}.weight", width)
+    bias = vector(graph, name, "bias", f"{source_name}.bias", width, random_mean=0.0)
+    return graph.node("LayerNormalization", f"{name}/LayerNormalization", [x, weight, bias], axis=-1, epsilon=epsilon,
+                      stash_type=1)
 
 
 def _cast(graph: Graph, name: str, x: str, dtype) -> str:

@@ -54,8 +54,8 @@ class CheckpointSource:
                 "check that config.json belongs to this checkpoint and that adapters are merged",
             )
 
-    def vector(self, name: str, length: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-        yield self.checkpoint.rows(name, 0, length).astype(dtype, copy=False)
+    def vector(self, name: str, length: int, dtype: np.dtype, random_mean: float = 1.0) -> Iterator[np.ndarray]:
+        yield self.checkpoint.rows(name, 0, 1, length)[0].astype(dtype, copy=False)
 
     def floats(self, matrix: Matrix, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
         if not transposed:
@@ -109,15 +109,15 @@ class CheckpointSource:
             yield gathered
         yield from scales
 
-    def _rows(self, part: Part, start: int, stop: int) -> np.ndarray:
+    def _rows(self, part: Part, start: int, stop: int, columns: int) -> np.ndarray:
         """Rows `start:stop` of a part, float32; of a part with a partner, `start` and `stop` are even."""
         first = part.start
         if part.partner is None:
-            return self.checkpoint.rows(part.tensor, first + start, first + stop)
+            return self.checkpoint.rows(part.tensor, first + start, first + stop, columns)
         second, (start, stop) = part.partner[1], (start // 2, stop // 2)
-        turns = (self.checkpoint.rows(part.tensor, first + start, first + stop),
-                 self.checkpoint.rows(part.partner[0], second + start, second + stop))
-        return np.stack(turns, axis=1).reshape(2 * (stop - start), -1)
+        turns = (self.checkpoint.rows(part.tensor, first + start, first + stop, columns),
+                 self.checkpoint.rows(part.partner[0], second + start, second + stop, columns))
+        return np.stack(turns, axis=1).reshape(2 * (stop - start), columns)
 
     def _map_rows(self, matrix: Matrix, columns: slice, convert: Callable) -> Iterator:
         """`convert` applied to pieces of the matrix on several threads, in the matrix's order of rows."""
@@ -125,7 +125,7 @@ class CheckpointSource:
         step = max(2, CHUNK_VALUES // matrix.columns // 2 * 2)
 
         def work(part: Part, start: int, stop: int):
-            return convert(self._rows(part, start, stop)[:, columns])
+            return convert(self._rows(part, start, stop, matrix.columns)[:, columns])
 
         pieces = ((part, start, min(start + step, part.rows)) for part in matrix.parts
                   for start in range(0, part.rows, step))

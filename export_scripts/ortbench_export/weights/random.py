@@ -31,10 +31,10 @@ class RandomSource:
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         pass
 
-    def vector(self, name: str, length: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-        # Vectors are norms' weights: around one, and different enough that a swapped one shows.
+    def vector(self, name: str, length: int, dtype: np.dtype, random_mean: float = 1.0) -> Iterator[np.ndarray]:
+        # Different enough that a swapped one shows.
         raw = self._generator(f"vector {name}").random_raw(length)
-        yield (0.9 + 0.2 * (raw / 2.0**64)).astype(dtype)
+        yield (random_mean - 0.1 + 0.2 * (raw / 2.0**64)).astype(dtype)
 
     def floats(self, matrix: Matrix, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
         deviation = matrix.random_gain / sqrt(matrix.columns)

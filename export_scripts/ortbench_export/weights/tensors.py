@@ -88,8 +88,9 @@ class WeightSource(Protocol):
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """Fail unless the source has this tensor in this shape."""
 
-    def vector(self, name: str, length: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-        """A whole one-dimensional tensor."""
+    def vector(self, name: str, length: int, dtype: np.dtype, random_mean: float = 1.0) -> Iterator[np.ndarray]:
+        """A whole one-dimensional tensor. Random ones lie close to `random_mean`: one for a norm's weight, zero for a
+        bias."""
 
     def floats(self, matrix: Matrix, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
         """`[rows, columns]`, or `[columns, rows]` when transposed."""
