@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ortbench_export import genai
 from ortbench_export.checkpoint import Checkpoint
 from ortbench_export.config import Config, read_config, special_tokens
 from ortbench_export.graph import Graph
@@ -13,11 +14,12 @@ from ortbench_export.manifest import ModelOrigin, PackageFile, manifest
 from ortbench_export.options import ExportOptions
 from ortbench_export.package import package_folder, write_file, write_manifest
 from ortbench_export.progress import Progress
-from ortbench_export.registry import find_architecture
+from ortbench_export.registry import Architecture, find_architecture
 from ortbench_export.shape import ModelShape
 from ortbench_export.tokenizer import chat_template, tokenizer_file
 from ortbench_export.weights.from_checkpoint import CheckpointSource
 from ortbench_export.weights.random import RandomSource
+from ortbench_export.weights.tensors import WeightSource
 from ortbench_export.weights.writer import write_plan
 
 MODEL_FILE = "model.onnx"
@@ -41,8 +43,7 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
     try:
         source = CheckpointSource(checkpoint, threads)
         model = architecture.read(config, "lm_head.weight" not in checkpoint.entries)
-        graph = Graph(options, source)
-        shape = architecture.build(graph, model)
+        graph, genai_graph, shape = _build(architecture, model, options, source)
         source.refuse_extra(lambda name: architecture.ignorable(model, name))
         name = _model_name(checkpoint_folder)
         stop = threading.Event()
@@ -50,7 +51,7 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
             # The checkpoint's hash is taken beside the export, which reads the same bytes in another order.
             revision = background.submit(checkpoint.revision, stop)
             try:
-                _write(graph, shape, config, destination,
+                _write(graph, genai_graph, shape, config, destination,
                        lambda: ModelOrigin(model_id or name, config.architecture(), name, revision.result(), None))
             finally:
                 stop.set()
@@ -63,11 +64,10 @@ def export_random(config_file: Path, seed: int, destination: Destination, option
     """Write a package of the shape that a `config.json` describes, with random weights."""
     config = read_config(config_file)
     architecture = find_architecture(config, options)
-    graph = Graph(options, RandomSource(seed))
-    shape = architecture.build(graph, architecture.read(config, None))
+    graph, genai_graph, shape = _build(architecture, architecture.read(config, None), options, RandomSource(seed))
     name = config_file.resolve().parent.name if config_file.name == "config.json" else config_file.stem
     origin = ModelOrigin(model_id or name, config.architecture(), None, None, seed)
-    _write(graph, shape, config, destination, lambda: origin)
+    _write(graph, genai_graph, shape, config, destination, lambda: origin)
 
 
 def _model_name(checkpoint_folder: Path) -> str:
@@ -79,22 +79,57 @@ def _model_name(checkpoint_folder: Path) -> str:
     return folder.name
 
 
-def _write(graph: Graph, shape: ModelShape, config: Config, destination: Destination,
+def _build(architecture: Architecture, model, options: ExportOptions,
+           source: WeightSource) -> tuple[Graph, Graph | None, ModelShape]:
+    """The package's graph; the one for onnxruntime-genai over the same weights, where it can run one; the shape."""
+    graph = Graph(options, source)
+    shape = architecture.build(graph, model)
+    if not genai.loads(options, shape):
+        return graph, None, shape
+    if options.logits == "all":
+        return graph, graph, shape
+    other = Graph(replace(options, logits="all"), source)
+    architecture.build(other, model)
+    if other.plan.placements != graph.plan.placements:
+        raise ValueError("`--logits` moved the weights")
+    return graph, other, shape
+
+
+def _genai_files(graph: Graph, own: Graph, shape: ModelShape, config: Config) -> dict[str, bytes]:
+    """What a package whose graph is `own` holds for onnxruntime-genai, by file name."""
+    folder = config.path.parent
+    graph_file = MODEL_FILE if graph is own else genai.GRAPH_FILE
+    files = {} if graph is own else {graph_file: _serialized(graph)}
+    files[genai.CONFIG_FILE] = genai.genai_config(config.architecture(), shape, special_tokens(config), graph_file,
+                                                  folder)
+    tokenizer_config = folder / genai.TOKENIZER_CONFIG_FILE
+    if tokenizer_config.is_file():
+        files[tokenizer_config.name] = tokenizer_config.read_bytes()
+    return files
+
+
+def _serialized(graph: Graph) -> bytes:
+    return graph.model(DATA_FILE).SerializeToString(deterministic=True)
+
+
+def _write(graph: Graph, genai_graph: Graph | None, shape: ModelShape, config: Config, destination: Destination,
            origin: Callable[[], ModelOrigin]) -> None:
     """`origin` is asked last, when the checkpoint's hash is likely there."""
     tokenizer, template = tokenizer_file(config.path.parent), chat_template(config.path.parent)
     tokens = special_tokens(config)
-    model = graph.model(DATA_FILE).SerializeToString(deterministic=True)
-    needed_bytes = graph.plan.total_bytes + len(model) + len(tokenizer or b"") + len(template or "")
+    small = {MODEL_FILE: _serialized(graph)}
+    if genai_graph is not None:
+        small |= _genai_files(genai_graph, graph, shape, config)
+    if tokenizer is not None:
+        small["tokenizer.json"] = tokenizer
+    if template is not None:
+        small["chat_template.jinja"] = template.encode()
+    needed_bytes = graph.plan.total_bytes + sum(map(len, small.values()))
     with package_folder(destination.folder, needed_bytes, destination.force) as folder:
-        files = [write_file(folder, MODEL_FILE, model)]
+        files = [write_file(folder, name, content) for name, content in small.items()]
         progress = Progress(f"writing {destination.folder}", graph.plan.total_bytes)
         digest = write_plan(graph.plan, folder / DATA_FILE, progress.advance)
         files.append(PackageFile(DATA_FILE, graph.plan.total_bytes, digest))
-        if tokenizer is not None:
-            files.append(write_file(folder, "tokenizer.json", tokenizer))
-        if template is not None:
-            files.append(write_file(folder, "chat_template.jinja", template.encode()))
         write_manifest(folder, manifest(
             graph, shape, origin(), tokens, "tokenizer.json" if tokenizer is not None else None,
             "chat_template.jinja" if template is not None else None, MODEL_FILE, DATA_FILE, files,
