@@ -1,15 +1,13 @@
 """One export from start to end: plan everything, check everything, then write."""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ortbench_export import genai
-from ortbench_export.checkpoint import Checkpoint
+from ortbench_export.checkpoint import Checkpoint, revision_of
 from ortbench_export.config import Config, read_config, special_tokens
 from ortbench_export.graph import Graph
+from ortbench_export.journal import export_identity
 from ortbench_export.manifest import ModelOrigin, PackageFile, manifest
 from ortbench_export.options import ExportOptions
 from ortbench_export.package import package_folder, write_file, write_manifest
@@ -46,15 +44,8 @@ def export_checkpoint(checkpoint_folder: Path, destination: Destination, options
         graph, genai_graph, shape = _build(architecture, model, options, source)
         source.refuse_extra(lambda name: architecture.ignorable(model, name))
         name = _model_name(checkpoint_folder)
-        stop = threading.Event()
-        with ThreadPoolExecutor(1) as background:
-            # The checkpoint's hash is taken beside the export, which reads the same bytes in another order.
-            revision = background.submit(checkpoint.revision, stop)
-            try:
-                _write(graph, genai_graph, shape, config, destination,
-                       lambda: ModelOrigin(model_id or name, config.architecture(), name, revision.result(), None))
-            finally:
-                stop.set()
+        origin = ModelOrigin(model_id or name, config.architecture(), name, None, None)
+        _write(graph, genai_graph, shape, config, destination, origin, checkpoint)
     finally:
         checkpoint.close()
 
@@ -67,7 +58,7 @@ def export_random(config_file: Path, seed: int, destination: Destination, option
     graph, genai_graph, shape = _build(architecture, architecture.read(config, None), options, RandomSource(seed))
     name = config_file.resolve().parent.name if config_file.name == "config.json" else config_file.stem
     origin = ModelOrigin(model_id or name, config.architecture(), None, None, seed)
-    _write(graph, genai_graph, shape, config, destination, lambda: origin)
+    _write(graph, genai_graph, shape, config, destination, origin, None)
 
 
 def _model_name(checkpoint_folder: Path) -> str:
@@ -113,8 +104,8 @@ def _serialized(graph: Graph) -> bytes:
 
 
 def _write(graph: Graph, genai_graph: Graph | None, shape: ModelShape, config: Config, destination: Destination,
-           origin: Callable[[], ModelOrigin]) -> None:
-    """`origin` is asked last, when the checkpoint's hash is likely there."""
+           origin: ModelOrigin, checkpoint: Checkpoint | None) -> None:
+    """Write everything; the `revision` of the checkpoint, where there is one, is found on the way."""
     tokenizer, template = tokenizer_file(config.path.parent), chat_template(config.path.parent)
     tokens = special_tokens(config)
     small = {MODEL_FILE: _serialized(graph)}
@@ -125,13 +116,16 @@ def _write(graph: Graph, genai_graph: Graph | None, shape: ModelShape, config: C
     if template is not None:
         small["chat_template.jinja"] = template.encode()
     needed_bytes = graph.plan.total_bytes + sum(map(len, small.values()))
-    with package_folder(destination.folder, needed_bytes, destination.force) as folder:
+    identity = export_identity(graph.source.identity(), [small[MODEL_FILE], config.path.read_bytes()])
+    with (package_folder(destination.folder, needed_bytes, destination.force, identity) as (folder, journal),
+          revision_of(checkpoint, journal) as revision):
         files = [write_file(folder, name, content) for name, content in small.items()]
         progress = Progress(f"writing {destination.folder}", graph.plan.total_bytes)
-        digest = write_plan(graph.plan, folder / DATA_FILE, progress.advance)
+        digest = write_plan(graph.plan, folder / DATA_FILE, journal, progress)
         files.append(PackageFile(DATA_FILE, graph.plan.total_bytes, digest))
         write_manifest(folder, manifest(
-            graph, shape, origin(), tokens, "tokenizer.json" if tokenizer is not None else None,
+            graph, shape, replace(origin, revision=revision()), tokens,
+            "tokenizer.json" if tokenizer is not None else None,
             "chat_template.jinja" if template is not None else None, MODEL_FILE, DATA_FILE, files,
         ))
     progress.finish()
