@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ortbench_export.errors import ExportError
+from ortbench_export.journal import Journal
 
 FLOAT_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 BYTES_PER_ELEMENT = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -59,16 +63,26 @@ class Checkpoint:
         self._read_into(entry.file, raw, entry.offset + start * columns * stored.itemsize, name)
         return _to_float32(raw, entry.dtype).reshape(stop - start, columns)
 
-    def revision(self, stop: threading.Event) -> str | None:
-        """`sha256:` over the sorted list of weight files and their hashes; None once `stop` is set."""
+    def identity(self) -> str:
+        """The weight files as the filesystem describes them: names, sizes, and when they were changed."""
+        described = [(file.name, status.st_size, status.st_mtime_ns) for file in self.files for status in [file.stat()]]
+        return json.dumps(described)
+
+    def revision(self, stop: threading.Event, journal: Journal) -> str | None:
+        """`sha256:` over the sorted list of weight files and their hashes; None once `stop` is set. Hashes that the
+        journal knows are not taken again."""
         index = hashlib.sha256()
         for file in self.files:
+            if file.name in journal.checkpoint_hashes:
+                index.update(f"{file.name} {journal.checkpoint_hashes[file.name]}\n".encode())
+                continue
             digest = hashlib.sha256()
             with open(file, "rb") as handle:
                 while block := handle.read(HASHED_BLOCK_BYTES):
                     if stop.is_set():
                         return None
                     digest.update(block)
+            journal.note_checkpoint_hash(file.name, digest.hexdigest())
             index.update(f"{file.name} {digest.hexdigest()}\n".encode())
         return f"sha256:{index.hexdigest()}"
 
@@ -89,6 +103,22 @@ class Checkpoint:
                 raise ExportError(f"{file} ended while tensor `{name}` was read", "the file changed: fetch it again")
             view = view[count:]
             offset += count
+
+
+@contextmanager
+def revision_of(checkpoint: Checkpoint | None, journal: Journal) -> Iterator[Callable[[], str | None]]:
+    """Take the revision in the background while the block runs, which reads the same bytes in another order; what is
+    yielded waits for it. None of no checkpoint."""
+    if checkpoint is None:
+        yield lambda: None
+        return
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as background:
+        revision = background.submit(checkpoint.revision, stop, journal)
+        try:
+            yield revision.result
+        finally:
+            stop.set()
 
 
 def _weight_files(folder: Path) -> list[Path]:

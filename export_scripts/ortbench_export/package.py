@@ -1,15 +1,20 @@
-"""Write a package: everything into a hidden folder beside its final place, which it takes when it is whole."""
+"""Write a package: everything into a hidden folder beside its final place, which it takes when it is whole.
+
+What an export that ended early has written stays in that folder, with its journal, for the next one to go on from.
+"""
 
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ortbench_export.errors import ExportError
+from ortbench_export.journal import JOURNAL, Journal
 from ortbench_export.manifest import PackageFile
 
 MANIFEST = "manifest.json"
@@ -18,8 +23,9 @@ SPARE_BYTES = 16 << 20
 
 
 @contextmanager
-def package_folder(output: Path, needed_bytes: int, force: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `output` when the block ends well, and vanishes when it does not."""
+def package_folder(output: Path, needed_bytes: int, force: bool, identity: str) -> Iterator[tuple[Path, Journal]]:
+    """A temporary folder, and its journal, that becomes `output` when the block ends well. When it does not, the folder
+    stays if there is something to go on from, for an export of the same `identity`, and vanishes otherwise."""
     output = output.absolute()
     _check_output(output, force)
     temporary = output.with_name(f".{output.name}.partial")
@@ -35,22 +41,42 @@ def package_folder(output: Path, needed_bytes: int, force: bool) -> Iterator[Pat
         except OSError:
             raise ExportError(f"another export is writing {output}", "wait for it, or choose another `--output`") \
                 from None
-        try:
-            # An export that was killed may have left files here.
-            for leftover in temporary.iterdir():
-                leftover.unlink()
-            _check_space(temporary, needed_bytes)
-            yield temporary
-            os.fsync(lock)
-            _replace(temporary, output)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise ExportError(f"writing {output} failed: {error.strerror or error}",
-                                  "nothing was left behind; make room or choose another `--output`") from error
-            raise
+        yield from _fill(temporary, output, needed_bytes, identity)
     finally:
         os.close(lock)
+
+
+def _fill(temporary: Path, output: Path, needed_bytes: int, identity: str) -> Iterator[tuple[Path, Journal]]:
+    """The part of `package_folder` that has the folder for itself."""
+    journal = Journal(temporary / JOURNAL, identity)
+    try:
+        if journal.forgotten:
+            print(f"note: what lies in {temporary} is of another export and is removed", file=sys.stderr)
+        for leftover in temporary.iterdir():
+            if leftover.name not in {JOURNAL, *journal.files}:
+                leftover.unlink()
+        _check_space(temporary, needed_bytes - journal.done_bytes)
+        yield temporary, journal
+        journal.path.unlink()
+        _sync_folder(temporary)
+        _replace(temporary, output)
+    except BaseException as error:
+        left = "nothing was left behind"
+        if journal.done_bytes:
+            left = (f"{100 * journal.done_bytes // needed_bytes} % is done and stays in {temporary}: run the same "
+                    "command again to go on, or remove that folder")
+        else:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ExportError(f"writing {output} failed: {error.strerror or error}",
+                              f"make room or choose another `--output`; {left}") from error
+        if isinstance(error, ExportError) and journal.done_bytes:
+            raise ExportError(error.message, "; ".join(filter(None, [error.hint, left]))) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(left) from None
+        raise
+    finally:
+        journal.close()
 
 
 def write_file(folder: Path, name: str, content: bytes) -> PackageFile:
@@ -97,8 +123,12 @@ def _replace(temporary: Path, output: Path) -> None:
         output.rename(old)
         temporary.rename(output)
         shutil.rmtree(old)
-    parent = os.open(output.parent, os.O_RDONLY)
+    _sync_folder(output.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(parent)
+        os.fsync(handle)
     finally:
-        os.close(parent)
+        os.close(handle)

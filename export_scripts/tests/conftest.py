@@ -1,12 +1,15 @@
 """What the parity tests of every architecture share."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from golden_cases import load_case
 
 from ortbench_export.export import Destination, export_checkpoint
 from ortbench_export.options import ExportOptions
+
+TINY = Path(__file__).parents[2] / "models" / "qwen3-tiny"
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,9 @@ class CheckpointSource:
         self.threads = threads or min(os.cpu_count() or 1, 8)
         self._required: set[str] = set()
 
+    def identity(self) -> str:
+        return self.checkpoint.identity()
+
     def has(self, name: str) -> bool:
         return name in self.checkpoint.entries
 

@@ -42,6 +42,11 @@ class Plan:
             raise ValueError(f"{tensor.name} has {tensor.nbytes} bytes and {original} {placement.tensor.nbytes}")
         self._place(tensor, placement.offset)
 
+    def end(self, production: Production) -> int:
+        """The byte behind the last tensor of a production."""
+        last = self.placements[production.tensors[-1].name]
+        return last.offset + last.tensor.nbytes
+
     def bytes_read_per_token(self) -> int:
         """Weights that one decoded token reads, shared ranges counted for each reader."""
         return sum(placement.tensor.bytes_read_per_token for placement in self.placements.values())

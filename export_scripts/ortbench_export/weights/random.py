@@ -25,6 +25,9 @@ class RandomSource:
     def __init__(self, seed: int):
         self.seed = seed
 
+    def identity(self) -> str:
+        return f"random {self.seed}"
+
     def has(self, name: str) -> bool:
         return True
 

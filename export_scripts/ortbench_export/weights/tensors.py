@@ -82,6 +82,9 @@ class Production:
 class WeightSource(Protocol):
     """Where values come from. Every method but `require` yields arrays whose bytes follow one another in the file."""
 
+    def identity(self) -> str:
+        """What tells this source from others, without reading it."""
+
     def has(self, name: str) -> bool:
         """Whether the source has a tensor of this name: for what checkpoints lay out in several ways."""
 

@@ -2,40 +2,54 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
+from ortbench_export.journal import Journal, Mark
+from ortbench_export.progress import Progress
 from ortbench_export.weights.plan import Plan
 
+READ_BYTES = 4 << 20
 
-def write_plan(plan: Plan, path: Path, advance: Callable[[int], None]) -> str:
+
+def write_plan(plan: Plan, path: Path, journal: Journal, progress: Progress) -> str:
     """Write every planned tensor to `path`, sync it, and return the file's SHA-256 in hex.
 
-    `advance` is called with the bytes written since the last call.
+    What is there already, as far as the journal vouches for it, is not made again. Every production that was written
+    is marked in the journal.
     """
-    digest = hashlib.sha256()
     # Writing and hashing release the interpreter's lock; one helper thread overlaps them with the making of the next
     # chunk, and waiting for it before handing over another keeps memory bounded.
-    with open(path, "xb", buffering=0) as file, ThreadPoolExecutor(1) as background:
-        pending: Future | None = None
+    with open(path, "a+b", buffering=0) as file, ThreadPoolExecutor(1) as background:
+        pending: Future = background.submit(lambda: None)
+        position, digest = _written(file, path, journal)
+        progress.resume(position)
+
+        def in_background(work: Callable, *arguments) -> None:
+            nonlocal pending
+            pending.result()
+            pending = background.submit(work, *arguments)
 
         def store(data: memoryview) -> None:
             digest.update(data)
             while data:
                 data = data[file.write(data) :]
 
-        def hand_over(data: memoryview) -> None:
-            nonlocal pending
-            if pending is not None:
-                pending.result()
-            pending = background.submit(store, data)
-            advance(len(data))
+        def mark(position: int) -> None:
+            journal.mark(path.name, Mark(position, digest.hexdigest()))
 
-        position = 0
+        def hand_over(data: memoryview) -> None:
+            in_background(store, data)
+            progress.advance(len(data))
+
         for production in plan.productions:
+            if plan.end(production) <= position:
+                continue
             chunks = production.chunks()
             for tensor in production.tensors:
                 offset = plan.placements[tensor.name].offset
@@ -48,10 +62,27 @@ def write_plan(plan: Plan, path: Path, advance: Callable[[int], None]) -> str:
                     hand_over(chunk)
             if next(chunks, None) is not None:
                 raise ValueError(f"{production.tensors[-1].name}: more bytes were produced than planned")
-        if pending is not None:
-            pending.result()
+            in_background(mark, position)
+        pending.result()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def _written(file: FileIO, path: Path, journal: Journal):
+    """Shorten the file to the longest beginning that has a hash of the journal: its length and its SHA-256."""
+    good, digest = 0, hashlib.sha256()
+    running, position, marks = digest.copy(), 0, journal.marks(path.name)
+    file.seek(0)
+    for mark in marks:
+        while position < mark.bytes and (block := file.read(min(READ_BYTES, mark.bytes - position))):
+            running.update(block)
+            position += len(block)
+        if running.hexdigest() != mark.sha256:
+            print(f"note: {path} is damaged behind byte {good}: what follows is written again", file=sys.stderr)
+            break
+        good, digest = position, running.copy()
+    file.truncate(good)
+    return good, digest
 
 
 def _bytes_of(chunk: np.ndarray | None, name: str, remaining: int) -> memoryview:
