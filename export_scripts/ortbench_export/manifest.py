@@ -54,6 +54,7 @@ def manifest(graphs: PackageGraphs, shape: ModelShape, origin: ModelOrigin, toke
             "attention_heads": shape.attention_heads,
             "kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim,
+            "attention_width": shape.attention_width,
             "vocab_size": shape.vocab_size,
             "context_length": shape.context_length,
             "experts": shape.experts,

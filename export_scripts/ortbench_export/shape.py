@@ -53,6 +53,8 @@ class ModelShape:
     attention_heads: int
     kv_heads: int
     head_dim: int
+    # Multiplications of one query head with one token of the cache: its scores' and its values'.
+    attention_width: int
     vocab_size: int
     context_length: int
     parameters: ParameterCount

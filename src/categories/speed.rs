@@ -126,8 +126,8 @@ impl Work {
         let steps = f64::from(workload.generate_tokens.saturating_sub(1));
         let decode_context = prompt + (steps + 1.0) / 2.0;
         let shape = &manifest.shape;
-        // Scores and weighted values: 2 products of head_dim a head, query and key, 2 operations each.
-        let attention = 4.0 * (shape.layers * shape.attention_heads * shape.head_dim) as f64;
+        // Scores and weighted values of each head, query and key; a multiplication and an addition count two.
+        let attention = 2.0 * (shape.layers * shape.attention_heads * shape.attention_width) as f64;
         let active = manifest.parameters.active_per_token as f64;
         let head = (shape.vocab_size * shape.hidden_size) as f64;
         let heads_computed = if selected_logits { 1.0 } else { prompt };

@@ -100,6 +100,7 @@ pub(super) fn open(root: &Path) -> Result<Package> {
             attention_heads: decoder.num_attention_heads,
             kv_heads: decoder.num_key_value_heads,
             head_dim: decoder.head_size,
+            attention_width: 2 * decoder.head_size,
             vocab_size: config.model.vocab_size,
             context_length: config.model.context_length,
             experts: None,

@@ -166,6 +166,7 @@ pub struct Shape {
     pub attention_heads: u64,
     pub kv_heads: u64,
     pub head_dim: u64,
+    pub attention_width: u64,
     pub vocab_size: u64,
     pub context_length: u64,
     pub experts: Option<u64>,

@@ -64,7 +64,8 @@ def build(graphs: PackageGraphs, model: Glm4MoeLite) -> ModelShape:
     kv_heads, *widths = attention.cached(options.attention)
     return ModelShape(
         layers=decoder.layers, hidden_size=decoder.hidden, intermediate_size=model.intermediate,
-        attention_heads=attention.heads, kv_heads=kv_heads, head_dim=attention.key, vocab_size=decoder.vocab,
+        attention_heads=attention.heads, kv_heads=kv_heads, head_dim=attention.key,
+        attention_width=attention.multiplied(options.attention), vocab_size=decoder.vocab,
         context_length=decoder.positions(graph), parameters=_parameters(model), embedding_precision=options.precision,
         lm_head_precision=options.precision,
         cache_bytes_per_token=decoder.layers * kv_heads * sum(widths) * options.dtype.itemsize, cache_in_place=False,

@@ -71,7 +71,8 @@ def shape(graph: Graph, model: Qwen3, parameters: ParameterCount, **more) -> Mod
     decoder, heads, options = model.decoder, model.attention, graph.options
     return ModelShape(
         layers=decoder.layers, hidden_size=decoder.hidden, intermediate_size=model.intermediate,
-        attention_heads=heads.heads, kv_heads=heads.kv_heads, head_dim=heads.head_dim, vocab_size=decoder.vocab,
+        attention_heads=heads.heads, kv_heads=heads.kv_heads, head_dim=heads.head_dim,
+        attention_width=2 * heads.head_dim, vocab_size=decoder.vocab,
         context_length=decoder.positions(graph), parameters=parameters, embedding_precision=options.precision,
         lm_head_precision=options.precision,
         cache_bytes_per_token=2 * decoder.layers * heads.kv_heads * heads.head_dim * options.dtype.itemsize,

@@ -53,6 +53,10 @@ class LatentShape:
         """Heads, width of what the cache calls key and width of what it calls value."""
         return (1, self.latent, self.rope) if form == "absorbed" else (self.heads, self.key, self.value)
 
+    def multiplied(self, form: str) -> int:
+        """Multiplications of one query head with one token of the cache. Absorbed, the latent serves twice."""
+        return 2 * self.latent + self.rope if form == "absorbed" else self.key + self.value
+
     def expansion(self, start: int, rows: int, source_name: str) -> Matrix:
         """Rows `start` to `start + rows` of every head in `kv_b_proj`: `nope` rows of keys, then those of values."""
         step = self.nope + self.value
