@@ -17,7 +17,12 @@ TINY_PACKAGES := $(foreach precision,fp32 fp16 int8 int4,$(precision)-fused $(pr
 TINY_NAMES := $(TINY) $(patsubst %,%-absorbed,$(filter glm4%,$(TINY)))
 TINY_MANIFESTS := $(foreach name,$(TINY_NAMES),$(TINY_PACKAGES:%=$(PACKAGES)/$(name)/%/manifest.json))
 
-.PHONY: help bench test test-rust test-python lint fmt build packages runtimes doctor clean
+# The reference models at full size, with random weights: 40 GB in all. Those of 30 billion weights in one flavour.
+FULL_SHAPE := $(foreach name,qwen3-4b qwen3-vl-2b,$(name)/int4-fused $(name)/int4-plain) \
+	qwen3-coder-30b-a3b/int4-fused glm-4.7-flash/int4-fused
+FULL_SHAPE_MANIFESTS := $(FULL_SHAPE:%=$(PACKAGES)/full-shape/%/manifest.json)
+
+.PHONY: help bench bench-full-shape full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +30,9 @@ help: ## list the targets
 
 bench: build runtimes packages ## install what is missing, run benchmarks.yaml, print the comparison
 	$(BIN) run benchmarks.yaml --allow-unsupported
+
+bench-full-shape: build runtimes full-shape ## the four models at full size (40 GB of disk, an hour)
+	$(BIN) run benchmarks-full-shape.yaml --allow-unsupported
 
 test: lint test-rust test-python ## every check and test, Rust and Python
 
@@ -35,6 +43,8 @@ runtimes: build $(VENV_STAMP) ## ONNX Runtime with the CPU and the OpenVINO prov
 	@PYTHON=$(VENV)/bin/python $(BIN) runtime install cpu openvino
 
 packages: $(TINY_MANIFESTS) ## export the trained miniatures to ONNX packages
+
+full-shape: $(FULL_SHAPE_MANIFESTS) ## export the four models at full size with random weights
 
 doctor: build ## what this machine has and lacks
 	@$(BIN) doctor
@@ -80,3 +90,9 @@ $(PACKAGES)/%/manifest.json: $(VENV_STAMP) $(EXPORTER_SOURCES) $$(wildcard $$(ch
 		--precision $(firstword $(subst -, ,$(notdir $*))) --flavour $(lastword $(subst -, ,$(notdir $*))) \
 		$(if $(filter %-absorbed,$(name)),--attention absorbed)
 	@touch $@
+
+# Of two rules that fit, make takes the one with the shorter stem. What exists is kept though the exporter changes: it is
+# large.
+$(PACKAGES)/full-shape/%/manifest.json: | $(VENV_STAMP)
+	$(EXPORT) --random-weights --config export_scripts/configs/$(name).json --output $(@D) --force --model-id $(name) \
+		--precision $(firstword $(subst -, ,$(notdir $*))) --flavour $(lastword $(subst -, ,$(notdir $*)))

@@ -157,13 +157,13 @@ fn images(args: &Args, package: &Package) -> Result<Vec<Patches>> {
     }
     let mut spec = image.spec();
     spec.max_pixels = args.max_pixels.map_or(spec.max_pixels, |pixels| pixels.min(spec.max_pixels));
-    let limit = probe::memory_limit_bytes().unwrap_or(u64::MAX);
+    let limit = probe::usable_memory_bytes().unwrap_or(u64::MAX);
     let read = |path: &PathBuf| {
         let patches = vision::preprocess(&vision::open(path, limit / IMAGE_SHARE)?, &spec)?;
         let needed = manifest.vision_run_bytes(image, patches.grid.patches() as u64);
         if needed > limit {
             let message = format!(
-                "the vision tower needs about {} for {} patches, and this process may use {}",
+                "the vision tower needs about {} for {} patches, and a process may use {} now",
                 units::bytes(needed),
                 patches.grid.patches(),
                 units::bytes(limit)

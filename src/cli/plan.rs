@@ -30,7 +30,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(pattern) = &args.cell {
         matrix = matrix.only(pattern)?;
     }
-    let limit = probe::memory_limit_bytes();
+    let limit = probe::usable_memory_bytes();
     let planned: Vec<_> = matrix.cells.iter().map(|cell| (cell, config::preflight(cell, limit))).collect();
     if args.json {
         println!("{}", as_json(&matrix, &planned)?);
@@ -82,7 +82,7 @@ fn as_text(matrix: &Matrix, planned: &[Planned], limit: Option<u64>) -> String {
         "\n{runnable} cells to run in {processes} processes, {} that cannot run here, {} excluded{}",
         skipped.len(),
         matrix.excluded.len(),
-        limit.map_or(String::new(), |limit| format!("; this machine allows {}", units::bytes(limit))),
+        limit.map_or(String::new(), |limit| format!("; a process may use {} now", units::bytes(limit))),
     );
     text
 }

@@ -110,7 +110,7 @@ impl Host for ThisMachine {
     }
 
     fn refuse(&self, cell: &Cell) -> Option<Refusal> {
-        let skip = config::preflight(cell, probe::memory_limit_bytes()).err()?;
+        let skip = config::preflight(cell, probe::usable_memory_bytes()).err()?;
         Some(Refusal { status: skip.status, reason: skip.reason, hint: skip.hint })
     }
 

@@ -83,6 +83,11 @@ impl MemoryLimits {
     pub fn smallest(&self) -> Option<u64> {
         self.cgroup_bytes.into_iter().chain(self.machine_bytes).min()
     }
+
+    /// What a new process may use: the smallest bound, and no more than other processes leave now.
+    pub fn usable(&self) -> Option<u64> {
+        self.smallest().into_iter().chain(self.available_bytes).min()
+    }
 }
 
 #[cfg(test)]
@@ -129,7 +134,7 @@ mod tests {
         ]);
         let limits = MemoryLimits::read(root.path());
         assert_eq!((limits.cgroup_version, limits.cgroup_bytes), (Some(2), Some(2_097_152)));
-        assert_eq!(limits.smallest(), Some(1000 * 1024));
+        assert_eq!((limits.smallest(), limits.usable()), (Some(1000 * 1024), Some(600 * 1024)));
         assert_eq!(limits.cgroup_peak_file, None);
     }
 

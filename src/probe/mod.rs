@@ -12,7 +12,8 @@ pub mod system;
 
 pub use environment::{Environment, Program, environment};
 
-/// The most memory that this process may use, in bytes: the machine's or its control group's.
-pub fn memory_limit_bytes() -> Option<u64> {
-    limits::MemoryLimits::now().smallest()
+/// The most memory that a process started now may use, in bytes: its control group's limit, or what the machine's other
+/// processes leave.
+pub fn usable_memory_bytes() -> Option<u64> {
+    limits::MemoryLimits::now().usable()
 }
