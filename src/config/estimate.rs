@@ -1,13 +1,15 @@
 //! What a cell will need in memory, from its package's manifest: before anything runs.
 
-use crate::cell::{Cell, ProviderKind, Workload};
-use crate::package::{CacheUpdate, Graph, GraphRole, Manifest, PortRole};
+use crate::cell::{Cell, Flavour, Precision, ProviderKind, Workload};
+use crate::package::{CacheUpdate, Graph, GraphRole, Manifest, PortRole, Shape};
 
 /// Bytes, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// The weights as the runtime holds them: prepacked or mapped, once.
+    /// The weights as the runtime holds them: prepacked, converted or mapped.
     pub weights: u64,
+    /// Experts that a plain mixture gathers for a prompt.
+    pub experts: u64,
     /// The key/value cache at full length.
     pub cache: u64,
     /// The logits of one run.
@@ -24,7 +26,9 @@ const PROGRAM_BYTES: u64 = 96 << 20;
 impl MemoryEstimate {
     /// The sum.
     pub fn total(&self) -> u64 {
-        [self.weights, self.cache, self.logits, self.vision, self.program].into_iter().fold(0, u64::saturating_add)
+        [self.weights, self.experts, self.cache, self.logits, self.vision, self.program]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -36,18 +40,53 @@ pub fn memory(cell: &Cell, manifest: &Manifest) -> MemoryEstimate {
     // The vision tower stays on the disk where no prompt has an image.
     let loaded = |graph: &&Graph| graph.role == GraphRole::Decoder || workload.image.is_some();
     let external = manifest.graphs.iter().filter(loaded).flat_map(|graph| &graph.external_data);
-    let weights = external.filter_map(|name| manifest.files.iter().find(|file| file.path == *name));
+    let files = external.filter_map(|name| manifest.files.iter().find(|file| file.path == *name));
+    let stored = files.map(|file| file.bytes).fold(0, u64::saturating_add);
     // Only the CPU provider updates the cache in place; the others write past and new tokens to a second buffer.
     let in_place = manifest.cache.update == CacheUpdate::InPlaceOrAppend && cell.backend.provider == ProviderKind::Cpu;
     let selected = manifest.graphs.iter().any(|graph| graph.port(PortRole::LogitsPositions).is_some());
     let positions = if selected { 1 } else { u64::from(workload.prompt_tokens) };
     MemoryEstimate {
-        weights: weights.map(|file| file.bytes).fold(0, u64::saturating_add),
+        weights: (stored as f64 * held(cell)) as u64,
+        experts: gathered_experts(cell, &manifest.shape),
         cache: product([batch, tokens, manifest.cache.bytes_per_token, if in_place { 1 } else { 2 }]),
         logits: product([batch, positions, manifest.shape.vocab_size, 4]),
         vision: vision(workload, manifest),
         program: PROGRAM_BYTES,
     }
+}
+
+/// Bytes of memory for a byte of a package's weights, as measured (`docs/measurements/memory-estimate`): kernels prepack,
+/// fp16 is computed in fp32, and OpenVINO unpacks the integers of contrib operators that it does not know.
+fn held(cell: &Cell) -> f64 {
+    use {Flavour::*, Precision::*};
+    match (cell.backend.provider, cell.precision, cell.flavour) {
+        (ProviderKind::OpenVino, Fp16, _) => 4.5,
+        (ProviderKind::OpenVino, Int8, Fused) => 8.6,
+        (ProviderKind::OpenVino, Int4, Fused) => 15.0,
+        (ProviderKind::OpenVino, Int4, Plain) => 1.1,
+        (ProviderKind::Cpu, Fp16, _) => 2.5,
+        (ProviderKind::Cpu, Int8 | Int4, Fused) => 1.15,
+        (ProviderKind::Cpu, Int8 | Int4, Plain) => 1.7,
+        _ => 1.0,
+    }
+}
+
+/// A prompt of a few tokens chooses nearly every expert, and a plain graph gathers those of one layer: from that
+/// measurement, in multiples of a layer's experts in fp32.
+fn gathered_experts(cell: &Cell, shape: &Shape) -> u64 {
+    let (Some(experts), Some(width), Flavour::Plain) = (shape.experts, shape.expert_intermediate_size, cell.flavour)
+    else {
+        return 0;
+    };
+    let multiple = match cell.precision {
+        Precision::Fp32 => 1.2,
+        Precision::Fp16 | Precision::Int8 => 2.3,
+        Precision::Int4 => 3.6,
+    };
+    // Gate, up and down.
+    let layer = product([experts, 3 * width, shape.hidden_size, 4]);
+    (layer as f64 * multiple) as u64
 }
 
 /// What the image of one prompt needs: images run one after the other.

@@ -41,9 +41,10 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
         return Err(Skip {
             status: Status::OutOfMemory,
             reason: format!(
-                "the cell needs about {} (weights {}, cache {}), and a process may use {} now",
+                "the cell needs about {} (weights {}, gathered experts {}, cache {}), and a process may use {} now",
                 units::bytes(memory.total()),
                 units::bytes(memory.weights),
+                units::bytes(memory.experts),
                 units::bytes(memory.cache),
                 units::bytes(limit)
             ),

@@ -1,16 +1,35 @@
 //! Answers of the trained miniature against transformers, over precisions, flavours, providers and batches.
 
-use crate::real::{fails, generate, ids, json, package, root};
+use crate::real::{fails, generate, ids, json, package, package_of, root};
 
-/// Every case of the golden file that transformers computed in fp32.
-fn cases() -> Vec<serde_json::Value> {
-    json("models/qwen3-tiny/golden/greedy.json").as_array().expect("a list").clone()
+/// The miniatures that speak, each with the checkpoint that its golden file is of.
+const MODELS: [(&str, &str); 4] = [
+    ("qwen3-tiny", "qwen3-tiny"),
+    ("qwen3-moe-tiny", "qwen3-moe-tiny"),
+    ("glm4-moe-lite-tiny", "glm4-moe-lite-tiny"),
+    ("glm4-moe-lite-tiny-absorbed", "glm4-moe-lite-tiny"),
+];
+
+/// Every case of a golden file that transformers computed in fp32.
+fn cases_of(checkpoint: &str) -> Vec<serde_json::Value> {
+    json(&format!("models/{checkpoint}/golden/greedy.json")).as_array().expect("a list").clone()
 }
 
-/// Compares the cases whose tokens were chosen by at least this distance of logits.
+/// Those of the dense miniature.
+fn cases() -> Vec<serde_json::Value> {
+    cases_of("qwen3-tiny")
+}
+
+/// Compares each miniature's cases whose tokens were chosen by at least this distance of logits.
 fn check_greedy(name: &str, provider: &[&str], clear: f64) {
-    let package = package(name);
-    for case in cases() {
+    for (model, checkpoint) in MODELS {
+        check_greedy_of(model, &cases_of(checkpoint), name, provider, clear);
+    }
+}
+
+fn check_greedy_of(model: &str, cases: &[serde_json::Value], name: &str, provider: &[&str], clear: f64) {
+    let package = package_of(model, name);
+    for case in cases {
         if case["smallest_gap"].as_f64().expect("a number") < clear {
             continue;
         }
@@ -21,7 +40,7 @@ fn check_greedy(name: &str, provider: &[&str], clear: f64) {
         }
         arguments.extend(provider);
         let printed = generate(&package, &arguments);
-        assert_eq!(printed.trim_end(), ids(&case["generated_ids"]), "{name} {provider:?}: {prompt}");
+        assert_eq!(printed.trim_end(), ids(&case["generated_ids"]), "{model} {name} {provider:?}: {prompt}");
     }
 }
 

@@ -10,9 +10,14 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of an exported miniature.
+/// The folder of the dense miniature's package.
 pub fn package(name: &str) -> PathBuf {
-    let folder = root().join("models/packages/qwen3-tiny").join(name);
+    package_of("qwen3-tiny", name)
+}
+
+/// The folder of an exported miniature.
+pub fn package_of(model: &str, name: &str) -> PathBuf {
+    let folder = root().join("models/packages").join(model).join(name);
     assert!(folder.join("manifest.json").is_file(), "`{}` is missing: run `make packages`", folder.display());
     folder
 }
