@@ -11,7 +11,7 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::{AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, Limits};
+use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
 use image::{Pixel, RgbImage, RgbaImage};
 
 use crate::error::{Context, Error, Result};
@@ -22,7 +22,8 @@ const FORMATS: &str = "PNG, JPEG, WebP, BMP and GIF are read";
 
 /// Reads an image file; decoding takes at most about `budget_bytes` of memory.
 ///
-/// Alpha is dropped, palettes and grey are expanded, and the orientation that a camera noted is applied.
+/// Alpha is dropped (one colour called transparent becomes white), palettes and grey are expanded, and the orientation
+/// that a camera noted is applied.
 ///
 /// # Errors
 /// A file that cannot be read, is no image, is damaged or cut off, has no area, moves (several frames), or would take
@@ -80,16 +81,10 @@ pub(super) fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
         ImageFormat::Jpeg => still(JpegDecoder::new(input).map_err(damaged)?, &budget),
         ImageFormat::WebP => {
             let decoder = WebPDecoder::new(input).map_err(damaged)?;
-            if decoder.has_animation() {
-                budget.check(&decoder, ANIMATED)?;
-                return only_frame(decoder.into_frames()).map(opaque);
-            }
-            still(decoder, &budget)
+            if decoder.has_animation() { only_frame(decoder, &budget).map(opaque) } else { still(decoder, &budget) }
         }
         ImageFormat::Gif => {
-            let decoder = GifDecoder::new(input).map_err(damaged)?;
-            budget.check(&decoder, ANIMATED)?;
-            let mut frame = only_frame(decoder.into_frames())?;
+            let mut frame = only_frame(GifDecoder::new(input).map_err(damaged)?, &budget)?;
             // As a PNG's colour key: transformers lays it on white.
             frame.pixels_mut().filter(|pixel| pixel.0[3] == 0).for_each(|pixel| pixel.0 = [255; 4]);
             Ok(opaque(frame))
@@ -146,7 +141,11 @@ fn still(mut decoder: impl ImageDecoder, budget: &Budget) -> Result<RgbImage> {
     Ok(image.into_rgb8())
 }
 
-fn only_frame(mut frames: Frames<'_>) -> Result<RgbaImage> {
+fn only_frame<'a>(mut decoder: impl ImageDecoder + AnimationDecoder<'a>, budget: &Budget) -> Result<RgbaImage> {
+    budget.check(&decoder, ANIMATED)?;
+    // A frame may claim to be larger than the image.
+    decoder.set_limits(budget.limits()).map_err(damaged)?;
+    let mut frames = decoder.into_frames();
     let empty = || Error::new("it holds no picture").hint("copy the file anew, or save it again with another program");
     let frame = frames.next().ok_or_else(empty)?.map_err(damaged)?;
     if frames.next().transpose().map_err(damaged)?.is_some() {

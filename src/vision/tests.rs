@@ -114,6 +114,13 @@ fn a_header_that_claims_too_much_is_refused_before_decoding() {
 }
 
 #[test]
+fn a_frame_that_claims_more_than_its_image_is_refused() {
+    let descriptor = file("still.gif").windows(5).position(|bytes| bytes == [0x2C, 0, 0, 0, 0]).expect("a frame") + 5;
+    let text = refused(&with_size("still.gif", &[descriptor, descriptor + 2], &60_000_u16.to_le_bytes()), "GIF");
+    assert!(text.starts_with("decoding takes more memory than there is for an image"), "{text}");
+}
+
+#[test]
 fn a_header_without_area_is_refused() {
     let empty = [
         ("PNG", png_header(0, 5)),
