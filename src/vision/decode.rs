@@ -3,7 +3,7 @@
 //! Nothing is decoded before the header's size has been held against the memory that there is.
 
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
 
 use image::codecs::bmp::BmpDecoder;
@@ -11,19 +11,19 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::metadata::Orientation;
-use image::{AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, Limits};
+use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
 use image::{Pixel, RgbImage, RgbaImage};
 
 use crate::error::{Context, Error, Result};
 use crate::units;
-use crate::vision::colour_key;
+use crate::vision::{orientation, png, whole};
 
 const FORMATS: &str = "PNG, JPEG, WebP, BMP and GIF are read";
 
 /// Reads an image file; decoding takes at most about `budget_bytes` of memory.
 ///
-/// Alpha is dropped, palettes and grey are expanded, and the orientation that a camera noted is applied.
+/// Alpha is dropped (one colour called transparent becomes white), palettes and grey are expanded, and the orientation
+/// that a camera noted is applied.
 ///
 /// # Errors
 /// A file that cannot be read, is no image, is damaged or cut off, has no area, moves (several frames), or would take
@@ -50,7 +50,7 @@ fn read(path: &Path, budget_bytes: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
+pub(super) fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
     if bytes.is_empty() {
         return Err(Error::new("the file is empty").hint("copy the file anew"));
     }
@@ -59,36 +59,32 @@ fn decode(bytes: &[u8], budget_bytes: u64) -> Result<RgbImage> {
     let budget = Budget { total: budget_bytes, left: budget_bytes.saturating_sub(bytes.len() as u64) };
     let limits = budget.limits();
     let input = Cursor::new(bytes);
+    let whole = match format {
+        ImageFormat::Jpeg => whole::jpeg(bytes),
+        ImageFormat::WebP => whole::webp(bytes),
+        _ => true,
+    };
+    if !whole {
+        return Err(cut_off());
+    }
     match format {
         ImageFormat::Png => {
-            let decoder = PngDecoder::with_limits(input, limits).map_err(damaged)?;
-            let mut image = if decoder.is_apng().map_err(damaged)? {
-                budget.check(&decoder, ANIMATED)?;
-                opaque(only_frame(decoder.apng().map_err(damaged)?.into_frames())?)
-            } else {
-                still(decoder, &budget)?
-            };
-            if let Some(key) = colour_key::of_png(bytes) {
-                colour_key::whiten(&mut image, key);
+            if png::is_animated(bytes) {
+                return Err(animated());
+            }
+            let mut image = still(PngDecoder::with_limits(input, limits).map_err(damaged)?, &budget)?;
+            if let Some(key) = png::colour_key(bytes) {
+                png::whiten(&mut image, key);
             }
             Ok(image)
         }
-        ImageFormat::Jpeg => {
-            check_jpeg_end(bytes)?;
-            still(JpegDecoder::new(input).map_err(damaged)?, &budget)
-        }
+        ImageFormat::Jpeg => still(JpegDecoder::new(input).map_err(damaged)?, &budget),
         ImageFormat::WebP => {
             let decoder = WebPDecoder::new(input).map_err(damaged)?;
-            if decoder.has_animation() {
-                budget.check(&decoder, ANIMATED)?;
-                return only_frame(decoder.into_frames()).map(opaque);
-            }
-            still(decoder, &budget)
+            if decoder.has_animation() { only_frame(decoder, &budget).map(opaque) } else { still(decoder, &budget) }
         }
         ImageFormat::Gif => {
-            let decoder = GifDecoder::new(input).map_err(damaged)?;
-            budget.check(&decoder, ANIMATED)?;
-            let mut frame = only_frame(decoder.into_frames())?;
+            let mut frame = only_frame(GifDecoder::new(input).map_err(damaged)?, &budget)?;
             // As a PNG's colour key: transformers lays it on white.
             frame.pixels_mut().filter(|pixel| pixel.0[3] == 0).for_each(|pixel| pixel.0 = [255; 4]);
             Ok(opaque(frame))
@@ -138,19 +134,22 @@ fn too_large(what: &str, bytes: u64, budget: u64) -> Error {
 fn still(mut decoder: impl ImageDecoder, budget: &Budget) -> Result<RgbImage> {
     budget.check(&decoder, u64::from(decoder.color_type().bytes_per_pixel()) + STILL)?;
     decoder.set_limits(budget.limits()).map_err(damaged)?;
-    // Pillow, too, takes an orientation that it cannot read for none.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let orientation = orientation::of(&mut decoder);
     let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     let mut image = DynamicImage::ImageRgb8(to_rgb(image));
     image.apply_orientation(orientation);
     Ok(image.into_rgb8())
 }
 
-fn only_frame(mut frames: Frames<'_>) -> Result<RgbaImage> {
+fn only_frame<'a>(mut decoder: impl ImageDecoder + AnimationDecoder<'a>, budget: &Budget) -> Result<RgbaImage> {
+    budget.check(&decoder, ANIMATED)?;
+    // A frame may claim to be larger than the image.
+    decoder.set_limits(budget.limits()).map_err(damaged)?;
+    let mut frames = decoder.into_frames();
     let empty = || Error::new("it holds no picture").hint("copy the file anew, or save it again with another program");
     let frame = frames.next().ok_or_else(empty)?.map_err(damaged)?;
     if frames.next().transpose().map_err(damaged)?.is_some() {
-        return Err(Error::new("it is animated: it has several frames").hint("save one frame of it as PNG"));
+        return Err(animated());
     }
     Ok(frame.into_buffer())
 }
@@ -181,38 +180,21 @@ fn map<P: Pixel>(image: &image::ImageBuffer<P, Vec<P::Subpixel>>, rgb: impl Fn(&
     RgbImage::from_raw(image.width(), image.height(), bytes).expect("three bytes for each pixel")
 }
 
-/// A JPEG that was cut off decodes without complaint, the rest grey: it must reach its end marker.
-fn check_jpeg_end(bytes: &[u8]) -> Result<()> {
-    const END: u8 = 0xD9;
-    const SCAN: u8 = 0xDA;
-    let mut at = 2;
-    let mut in_scan = false;
-    while let Some(&[mark, code]) = bytes.get(at..at + 2) {
-        match (mark, code) {
-            (0xFF, END) if in_scan => return Ok(()),
-            // Within a scan: a stuffed byte, or a restart. Anywhere: filling, and markers without a length.
-            (0xFF, 0x00 | 0x01 | 0xD0..=0xD8) => at += 2,
-            (0xFF, 0xFF) => at += 1,
-            (0xFF, _) => {
-                in_scan |= code == SCAN;
-                let length = bytes.get(at + 2..at + 4).map_or(0, |length| u16::from_be_bytes([length[0], length[1]]));
-                at += 2 + usize::from(length);
-            }
-            _ => at += 1,
-        }
-    }
-    Err(Error::new("the file ends before the image does").hint("copy the file anew"))
+fn animated() -> Error {
+    Error::new("it is animated: it has several frames").hint("save one frame of it as PNG")
+}
+
+fn cut_off() -> Error {
+    Error::new("the file ends before the image does").hint("copy the file anew")
 }
 
 fn damaged(error: ImageError) -> Error {
-    let remedy = "copy the file anew, or save it again with another program";
-    let message = match &error {
-        ImageError::Limits(_) => "decoding takes more memory than there is for an image",
-        ImageError::Unsupported(_) => "this kind of the format is not read",
-        ImageError::IoError(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => {
-            "the file ends before the image does"
-        }
-        _ => "it is damaged",
-    };
-    Error::new(message).hint(remedy).because(error)
+    match &error {
+        ImageError::Limits(_) => Error::new("decoding takes more memory than there is for an image")
+            .hint("make the image smaller: the model shrinks it anyway"),
+        ImageError::Unsupported(_) => Error::new("this kind of the format is not read").hint("save it as PNG or JPEG"),
+        ImageError::IoError(cause) if cause.kind() == ErrorKind::UnexpectedEof => cut_off(),
+        _ => Error::new("it is damaged").hint("copy the file anew, or save it again with another program"),
+    }
+    .because(error)
 }

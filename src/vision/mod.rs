@@ -3,12 +3,14 @@
 //! [`open`] gives 8-bit RGB, [`preprocess`] patches and their grid, [`expand_image_tokens`] and [`positions`] what the
 //! prompt becomes. `docs/images.md` says what is done with an image, and how closely it agrees.
 
-mod colour_key;
 mod decode;
 mod mrope;
+mod orientation;
 mod patches;
+mod png;
 mod resize;
 mod synthetic;
+mod whole;
 
 pub use decode::open;
 pub use image::RgbImage;
@@ -109,3 +111,6 @@ impl Grid {
         [self.time as i64, self.height as i64, self.width as i64]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,3 +96,66 @@ fn count_error(places: usize, images: usize) -> Error {
     Error::new(format!("the prompt has a place for {places} image(s), and {images} image(s) are given"))
         .hint("give one image for each place, in the order of the prompt")
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const IMAGE: u32 = 9;
+
+    fn grid(height: usize, width: usize) -> Grid {
+        Grid { time: 1, height, width }
+    }
+
+    #[test]
+    fn counts_that_differ_name_both() {
+        let grids = [grid(2, 2), grid(4, 2)];
+        let message = |result: Error| format!("{}\nhint: {}", result.chain(), result.find_hint().expect("a remedy"));
+        let texts = [
+            message(expand_image_tokens(&[1, IMAGE, 2], &grids, IMAGE, 2).unwrap_err()),
+            message(expand_image_tokens(&[1, IMAGE, 2], &[], IMAGE, 2).unwrap_err()),
+            message(positions(&[1, 2], &grids, IMAGE, 2).unwrap_err()),
+            message(positions(&[IMAGE, 1, IMAGE, IMAGE, IMAGE], &grids, IMAGE, 2).unwrap_err()),
+            message(positions(&[IMAGE, 1, IMAGE], &grids, IMAGE, 2).unwrap_err()),
+        ];
+        insta::assert_snapshot!(texts.join("\n\n"));
+    }
+
+    #[test]
+    fn nothing_has_no_positions() {
+        let none = positions(&[], &[], IMAGE, 2).unwrap();
+        assert_eq!((none.next, none.delta()), (0, 0));
+    }
+
+    proptest! {
+        /// Prompts of text and images in any order, images side by side included.
+        #[test]
+        fn positions_count_on(
+            parts in prop::collection::vec(prop::option::of((1_usize..6, 1_usize..6)), 0..12), merge in 1_usize..4,
+        ) {
+            let prompt: Vec<u32> = parts.iter().map(|part| if part.is_some() { IMAGE } else { 1 }).collect();
+            let grids: Vec<Grid> = parts.iter().flatten().map(|(h, w)| grid(h * merge, w * merge)).collect();
+            let ids = expand_image_tokens(&prompt, &grids, IMAGE, merge).unwrap();
+            let made = positions(&ids, &grids, IMAGE, merge).unwrap();
+
+            let tokens = |part: &Option<(usize, usize)>| part.map_or(1, |(h, w)| h * w);
+            prop_assert_eq!(ids.len(), parts.iter().map(tokens).sum::<usize>());
+            let mut at = 0;
+            let mut next = 0;
+            for part in &parts {
+                let (rows, columns) = part.unwrap_or((1, 1));
+                for offset in 0..rows * columns {
+                    let here = [0, offset / columns, offset % columns].map(|offset| next + offset as i64);
+                    prop_assert_eq!([0, 1, 2].map(|axis: usize| made.values[axis][at + offset]), here);
+                }
+                at += rows * columns;
+                next += rows.max(columns) as i64;
+            }
+            prop_assert!(made.values.iter().all(|axis| axis.len() == ids.len()));
+            prop_assert_eq!(made.next, next);
+            prop_assert_eq!(made.delta(), next - ids.len() as i64);
+        }
+    }
+}

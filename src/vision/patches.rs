@@ -62,3 +62,50 @@ fn levels(spec: &ImageSpec) -> [[f32; 256]; 3] {
         std::array::from_fn(|level| ((level as f64 * (1.0 / 255.0)) as f32 - spec.mean[channel]) / spec.std[channel])
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::vision::synthetic;
+
+    /// Where transformers' reshape and transpose put a pixel: the row and the column of `pixel_values`.
+    fn place(spec: &ImageSpec, grid: Grid, channel: usize, frame: usize, y: usize, x: usize) -> [usize; 2] {
+        let (patch, merge) = (spec.patch_size, spec.merge_size);
+        let (row, column) = (y / patch, x / patch);
+        let token = (row / merge) * (grid.width / merge) + column / merge;
+        let inside = (row % merge) * merge + column % merge;
+        let pixel = (y % patch) * patch + x % patch;
+        [token * merge * merge + inside, (channel * spec.temporal_patch_size + frame) * patch * patch + pixel]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_pixel_is_found_again(
+            patch_size in 1_usize..7, merge_size in 1_usize..4, temporal_patch_size in 1_usize..4,
+            rows in 1_u32..4, columns in 1_u32..4, seed in any::<u64>(),
+        ) {
+            let spec = ImageSpec {
+                patch_size, merge_size, temporal_patch_size,
+                min_pixels: 1, max_pixels: 1 << 30, mean: [0.1, 0.2, 0.3], std: [0.5, 1.0, 2.0],
+            };
+            let factor = spec.factor() as u32;
+            let image = synthetic(columns * factor, rows * factor, seed);
+            let patches = preprocess(&image, &spec).unwrap();
+            prop_assert_eq!(patches.values.nrows(), patches.grid.patches());
+            let mut used = Array2::from_elem(patches.values.raw_dim(), false);
+            for (x, y, pixel) in image.enumerate_pixels() {
+                for (channel, frame) in (0..3).flat_map(|channel| (0..temporal_patch_size).map(move |t| (channel, t))) {
+                    let place = place(&spec, patches.grid, channel, frame, y as usize, x as usize);
+                    let level = patches.values[place] * spec.std[channel] + spec.mean[channel];
+                    prop_assert!((level * 255.0 - f32::from(pixel.0[channel])).abs() < 1e-3);
+                    prop_assert!(!std::mem::replace(&mut used[place], true), "two pixels at {:?}", place);
+                }
+            }
+            prop_assert!(used.iter().all(|used| *used));
+        }
+    }
+}

@@ -58,6 +58,7 @@ const PRECISION: u32 = 32 - 8 - 2;
 
 /// Resizes with the bicubic filter, widened when the image becomes smaller (antialiasing): equal to Pillow 13's
 /// `Image.resize(size, BICUBIC)` in every byte. Rows and columns are resized one after the other, with bytes in between.
+/// `docs/images.md` says why no crate does it.
 ///
 /// # Panics
 /// A target or an image without area.
@@ -166,5 +167,91 @@ fn bicubic(distance: f64) -> f64 {
         (((x - 5.0) * x + 8.0) * x - 4.0) * A
     } else {
         0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::vision::synthetic;
+
+    fn spec(patch_size: usize, merge_size: usize, min_pixels: u64, max_pixels: u64) -> ImageSpec {
+        let (mean, std) = ([0.5; 3], [0.5; 3]);
+        ImageSpec { patch_size, temporal_patch_size: 2, merge_size, min_pixels, max_pixels, mean, std }
+    }
+
+    #[test]
+    fn halves_are_rounded_to_the_even_neighbour() {
+        let spec = spec(16, 2, 1, 1 << 40);
+        assert_eq!(smart_resize(48, 80, &spec).unwrap(), (64, 64));
+        assert_eq!(smart_resize(112, 144, &spec).unwrap(), (128, 128));
+    }
+
+    #[test]
+    fn impossible_images_and_settings_are_refused() {
+        let good = spec(16, 2, 65_536, 16_777_216);
+        let message = |width, height, spec: &ImageSpec| {
+            let error = smart_resize(width, height, spec).unwrap_err();
+            format!("{}\nhint: {}", error.chain(), error.find_hint().expect("a remedy"))
+        };
+        let texts = [
+            message(0, 7, &good),
+            message(1, 201, &good),
+            message(10, 10, &spec(0, 2, 1, 2)),
+            message(10, 10, &spec(16, 2, 9, 8)),
+            message(10, 10, &ImageSpec { std: [0.5, 0.0, 0.5], ..good.clone() }),
+            message(10, 10, &spec(16, 2, u64::MAX, u64::MAX)),
+        ];
+        insta::assert_snapshot!(texts.join("\n\n"));
+        smart_resize(1, 200, &good).unwrap();
+    }
+
+    #[test]
+    fn a_flat_image_stays_flat() {
+        let flat = RgbImage::from_pixel(37, 23, image::Rgb([3, 128, 255]));
+        for (width, height) in [(64, 64), (8, 90), (90, 8), (1, 1), (37, 23)] {
+            assert!(resize(&flat, width, height).pixels().all(|pixel| pixel.0 == [3, 128, 255]), "{width} × {height}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_keep_their_promises(
+            width in 1_u32..20_000, height in 1_u32..20_000,
+            patch in 1_usize..33, merge in 1_usize..5,
+            min_pixels in 1_u64..200_000, more in 0_u64..20_000_000,
+        ) {
+            let spec = spec(patch, merge, min_pixels, min_pixels + more);
+            let elongation = f64::from(width.max(height)) / f64::from(width.min(height));
+            let Ok((wide, high)) = smart_resize(width, height, &spec) else {
+                prop_assert!(elongation > 200.0);
+                return Ok(());
+            };
+            let factor = spec.factor() as u32;
+            prop_assert!(wide > 0 && high > 0 && wide % factor == 0 && high % factor == 0);
+            let area = u64::from(wide) * u64::from(high);
+            // One step of the grid is all by which a limit can be missed.
+            let step = u64::from(factor) * u64::from(wide.max(high));
+            prop_assert!(area <= spec.max_pixels.max(spec.min_pixels + 2 * step) || wide.min(high) == factor);
+            prop_assert!(area + 3 * step >= spec.min_pixels);
+            prop_assert_eq!(smart_resize(height, width, &spec).unwrap(), (high, wide));
+            let grid = spec.grid(width, height).unwrap();
+            prop_assert_eq!(grid.tokens(merge) as u64, area / u64::from(factor).pow(2));
+        }
+
+        #[test]
+        fn mirrored_images_resize_to_mirrored_ones(
+            width in 1_u32..60, height in 1_u32..60, wide in 1_u32..60, high in 1_u32..60, seed in any::<u64>(),
+        ) {
+            let image = synthetic(width, height, seed);
+            let resized = resize(&image, wide, high);
+            let mirrored = resize(&image::imageops::flip_horizontal(&image), wide, high);
+            // Weights of a mirrored pixel may differ in their last bit, which shows where a level lies on the edge, twice.
+            let mirrored = image::imageops::flip_horizontal(&mirrored);
+            let apart = resized.as_raw().iter().zip(mirrored.as_raw()).map(|(one, other)| one.abs_diff(*other)).max();
+            prop_assert!(apart <= Some(2), "{:?}", apart);
+        }
     }
 }

@@ -1,7 +1,4 @@
-//! The one colour that a PNG without alpha channel may call transparent, and that transformers shows as white.
-//!
-//! It drops an alpha channel, so that a pixel keeps its colour. A colour key survives that as a note on the image, and
-//! a later step lays what it names on white.
+//! What the decoder of PNG does not say: whether it moves, and which colour counts as transparent.
 
 use crate::vision::RgbImage;
 
@@ -10,9 +7,20 @@ const WHITE: [u8; 3] = [255; 3];
 /// Chunks begin behind the signature; each is a length, a name, the data, a checksum.
 const SIGNATURE: usize = 8;
 
-/// The colour that a PNG's `tRNS` names, in 8 bits, where Pillow keeps one: not for 16 bits of grey, nor for a palette
-/// with several transparent or half-transparent entries.
-pub fn of_png(bytes: &[u8]) -> Option<[u8; 3]> {
+/// Whether there are several pictures: frames of an animation, or one that stands for it and a frame.
+pub fn is_animated(bytes: &[u8]) -> bool {
+    let is = |wanted: &'static [u8; 4]| move |(name, _): &([u8; 4], &[u8])| name == wanted;
+    let frames = chunks(bytes).filter(is(b"fcTL")).count();
+    let stand_in = !chunks(bytes).take_while(|(name, _)| name != b"IDAT").any(|chunk| is(b"fcTL")(&chunk));
+    chunks(bytes).any(|chunk| is(b"acTL")(&chunk)) && frames + usize::from(stand_in) > 1
+}
+
+/// The colour that `tRNS` calls transparent, in 8 bits, where Pillow keeps one: not for 16 bits of grey, nor for a
+/// palette with several transparent or half-transparent entries.
+///
+/// transformers drops an alpha channel, so that a pixel keeps its colour. A colour key survives that as a note on the
+/// image, and a later step lays what it names on white.
+pub fn colour_key(bytes: &[u8]) -> Option<[u8; 3]> {
     let mut chunks = chunks(bytes);
     let (_, header) = chunks.next().filter(|(name, _)| name == b"IHDR")?;
     let (depth, colour_type) = (*header.get(8)?, *header.get(9)?);
