@@ -87,11 +87,13 @@ fn refused(runtime: &Runtime, file: &Path, provider: &str, error: ort::Error) ->
     let Some(refusal) = Refusal::find(&message) else {
         return ort_error(format!("ONNX Runtime cannot load `{}` on {provider}", file.display()), error);
     };
+    // The row names the package; its place on this disk is nothing for a table that travels.
+    let name = file.file_name().unwrap_or_default();
     let version = runtime.version().unwrap_or_default();
     Error::unsupported(format!(
-        "ONNX Runtime {version} with {provider} does not take the operator `{}` of `{}` (node `{}`)",
+        "ONNX Runtime {version} with {provider} does not take the operator `{}` of {} (node `{}`)",
         refusal.operator,
-        file.display(),
+        name.display(),
         refusal.node
     ))
     .because(std::io::Error::other(refusal.cause))
