@@ -19,6 +19,8 @@ pub use patches::{Patches, preprocess};
 pub use resize::{resize, smart_resize};
 pub use synthetic::synthetic;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 
 /// How a model takes images: the part of the manifest's `image` that speaks of pixels.
@@ -81,6 +83,20 @@ impl ImageSpec {
             return wrong(format!("mean {:?}, standard deviation {:?}", self.mean, self.std));
         }
         Ok(())
+    }
+}
+
+/// An image of fewer pixels is worked on in the calling thread, within milliseconds. The threads of an ONNX Runtime
+/// session spin for a while after each run, and other threads that are woken for a small task wait for them to give way:
+/// 12 ms instead of 0.15 ms for 64 × 96 pixels on two cores.
+const WORTH_THREADS: usize = 1 << 20;
+
+/// Does something to each line of `length` numbers, on several threads where the image has pixels enough.
+fn for_lines<T: Send>(pixels: usize, lines: &mut [T], length: usize, work: impl Fn(usize, &mut [T]) + Send + Sync) {
+    if pixels < WORTH_THREADS {
+        lines.chunks_exact_mut(length).enumerate().for_each(|(number, line)| work(number, line));
+    } else {
+        lines.par_chunks_exact_mut(length).enumerate().for_each(|(number, line)| work(number, line));
     }
 }
 

@@ -1,11 +1,10 @@
 //! Pixels as a vision graph takes them: normalised, cut into patches, in the order in which patches are merged.
 
 use ndarray::Array2;
-use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::vision::resize::{resize, smart_resize};
-use crate::vision::{Grid, ImageSpec, RgbImage};
+use crate::vision::{Grid, ImageSpec, RgbImage, for_lines};
 
 /// One image, ready for the vision graph.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +35,8 @@ fn cut(image: &RgbImage, spec: &ImageSpec) -> Patches {
     let levels = levels(spec);
     let mut values = Array2::zeros((grid.patches(), spec.patch_width()));
     let (band, band_bytes) = (grid.width * merge * spec.patch_width(), merge * patch * row_bytes);
-    let bands = values.as_slice_mut().expect("made in standard order").par_chunks_exact_mut(band);
-    bands.zip(image.as_raw().par_chunks_exact(band_bytes)).for_each(|(to, from)| {
+    for_lines(image.len() / 3, values.as_slice_mut().expect("made in standard order"), band, |number, to| {
+        let from = &image.as_raw()[number * band_bytes..][..band_bytes];
         for (number, to) in to.chunks_exact_mut(spec.patch_width()).enumerate() {
             let (token, inside) = (number / (merge * merge), number % (merge * merge));
             let (row, column) = (inside / merge, token * merge + inside % merge);

@@ -3,10 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::error::{Error, Result};
-use crate::vision::{ImageSpec, RgbImage};
+use crate::vision::{ImageSpec, RgbImage, for_lines};
 
 /// Longest side over shortest: beyond it, Hugging Face's processor refuses an image.
 const MOST_ELONGATED: f64 = 200.0;
@@ -80,8 +78,9 @@ fn resize_rows(image: &RgbImage, width: u32) -> Cow<'_, RgbImage> {
     }
     let taps = taps(image.width() as usize, width as usize);
     let mut resized = RgbImage::new(width, image.height());
-    let source = image.as_raw().par_chunks_exact(3 * image.width() as usize);
-    source.zip(resized.par_chunks_exact_mut(3 * width as usize)).for_each(|(from, to)| {
+    let row_bytes = 3 * image.width() as usize;
+    for_lines(image.len() / 3, &mut resized, 3 * width as usize, |row, to| {
+        let from = &image.as_raw()[row * row_bytes..][..row_bytes];
         for (pixel, tap) in to.chunks_exact_mut(3).zip(&taps) {
             let mut sums = [HALF; 3];
             let from = &from[3 * tap.inputs.start..3 * tap.inputs.end];
@@ -105,21 +104,19 @@ fn resize_columns(image: &RgbImage, height: u32) -> Cow<'_, RgbImage> {
     let bytes = 3 * image.width() as usize;
     let taps = taps(image.height() as usize, height as usize);
     let mut resized = RgbImage::new(image.width(), height);
-    resized.par_chunks_exact_mut(bytes).zip(&taps).for_each_init(
-        || vec![0_i32; bytes],
-        |sums, (to, tap)| {
-            sums.fill(HALF);
-            let from = image.as_raw()[bytes * tap.inputs.start..bytes * tap.inputs.end].chunks_exact(bytes);
-            for (row, weight) in from.zip(&tap.weights) {
-                for (sum, level) in sums.iter_mut().zip(row) {
-                    *sum += i32::from(*level) * weight;
-                }
+    for_lines(image.len() / 3, &mut resized, bytes, |row, to| {
+        let tap = &taps[row];
+        let mut sums = vec![HALF; bytes];
+        let from = image.as_raw()[bytes * tap.inputs.start..bytes * tap.inputs.end].chunks_exact(bytes);
+        for (row, weight) in from.zip(&tap.weights) {
+            for (sum, level) in sums.iter_mut().zip(row) {
+                *sum += i32::from(*level) * weight;
             }
-            for (level, sum) in to.iter_mut().zip(sums) {
-                *level = to_byte(*sum);
-            }
-        },
-    );
+        }
+        for (level, sum) in to.iter_mut().zip(sums) {
+            *level = to_byte(sum);
+        }
+    });
     Cow::Owned(resized)
 }
 

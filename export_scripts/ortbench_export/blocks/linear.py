@@ -9,20 +9,15 @@ from ortbench_export.options import Scheme
 from ortbench_export.weights.tensors import Matrix, Production, StoredTensor
 
 
-def linear(graph: Graph, name: str, x: str, matrix: Matrix) -> str:
-    """Multiply `x` with a matrix in the precision of the export."""
+def linear(graph: Graph, name: str, x: str, matrix: Matrix, bias: str | None = None) -> str:
+    """Multiply `x` with a matrix in the precision of the export, and add the checkpoint's tensor `bias`."""
     require(graph, matrix)
     scheme = graph.options.scheme
     if scheme is None:
-        return float_linear(graph, name, x, matrix)
+        return float_linear(graph, name, x, matrix, bias)
     if graph.options.fused:
-        return matmul_nbits(graph, name, x, matrix, scheme, *_packed_weights(graph, name, matrix, scheme))
-    return _dequantized_linear(graph, name, x, matrix, scheme)
-
-
-def add_bias(graph: Graph, name: str, x: str, source_name: str, width: int) -> str:
-    """Add the checkpoint's `{source_name}.bias` to `x` `[..., width]`."""
-    return graph.node("Add", f"{name}/Add", [x, vector(graph, name, "bias", f"{source_name}.bias", width, 0.0)])
+        return matmul_nbits(graph, name, x, matrix, scheme, *_packed_weights(graph, name, matrix, scheme), bias)
+    return _add_bias(graph, name, _dequantized_linear(graph, name, x, matrix, scheme), matrix, bias)
 
 
 def vector(graph: Graph, name: str, what: str, source_name: str, width: int, random_mean: float) -> str:
@@ -47,11 +42,14 @@ def require(graph: Graph, matrix: Matrix) -> None:
         graph.source.require(part.tensor, (part.rows, matrix.columns))
 
 
-def matmul_nbits(graph: Graph, name: str, x: str, matrix: Matrix, scheme: Scheme, codes: str, scales: str) -> str:
+def matmul_nbits(graph: Graph, name: str, x: str, matrix: Matrix, scheme: Scheme, codes: str, scales: str,
+                 bias: str | None = None) -> str:
     """The contrib operator over weights that are planned already."""
+    # Zero points and an order of groups are left out.
+    added = ["", "", vector(graph, name, "bias", bias, matrix.rows, 0.0)] if bias else []
     return graph.node(
-        "MatMulNBits", f"{name}/MatMulNBits", [x, codes, scales], domain=CONTRIB, K=matrix.columns, N=matrix.rows,
-        bits=scheme.bits, block_size=scheme.block_size, accuracy_level=graph.options.accuracy_level,
+        "MatMulNBits", f"{name}/MatMulNBits", [x, codes, scales, *added], domain=CONTRIB, K=matrix.columns,
+        N=matrix.rows, bits=scheme.bits, block_size=scheme.block_size, accuracy_level=graph.options.accuracy_level,
     )
 
 
@@ -96,9 +94,15 @@ def _dequantized_linear(graph: Graph, name: str, x: str, matrix: Matrix, scheme:
     return graph.node("MatMul", f"{name}/MatMul", [x, weight])
 
 
-def float_linear(graph: Graph, name: str, x: str, matrix: Matrix) -> str:
-    """Multiply `x` with a matrix in the activations' type, whose parts are known to be there."""
+def float_linear(graph: Graph, name: str, x: str, matrix: Matrix, bias: str | None = None) -> str:
+    """As `linear`, with a matrix in the activations' type, whose parts are known to be there."""
     dtype = graph.options.dtype
     stored = StoredTensor(tensor_name(name, "weight"), ONNX_TYPES[dtype], (matrix.columns, matrix.rows))
     (weight,) = graph.weights(Production((stored,), lambda: graph.source.floats(matrix, dtype, transposed=True)))
-    return graph.node("MatMul", f"{name}/MatMul", [x, weight])
+    return _add_bias(graph, name, graph.node("MatMul", f"{name}/MatMul", [x, weight]), matrix, bias)
+
+
+def _add_bias(graph: Graph, name: str, product: str, matrix: Matrix, bias: str | None) -> str:
+    if bias is None:
+        return product
+    return graph.node("Add", f"{name}/Add", [product, vector(graph, name, "bias", bias, matrix.rows, 0.0)])

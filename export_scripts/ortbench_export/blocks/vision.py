@@ -8,7 +8,7 @@ from math import sqrt
 
 import numpy as np
 
-from ortbench_export.blocks.linear import add_bias, float_linear, linear
+from ortbench_export.blocks.linear import float_linear, linear
 from ortbench_export.blocks.norm import layer_norm
 from ortbench_export.blocks.vision_attention import VisionAttentionShape, begin_vision_attention, vision_attention
 from ortbench_export.blocks.vision_positions import patch_places, position_embedding, rotary_waves
@@ -112,8 +112,8 @@ def _patch_embedding(graph: Graph, source_name: str, pixels: str, shape: VisionS
     name = "/vision/patch_embed/proj"
     if graph.options.dtype != np.float32:
         pixels = graph.node("Cast", f"{name}/Cast", [pixels], to=ONNX_TYPES[graph.options.dtype])
-    x = float_linear(graph, name, pixels, Matrix((Part(f"{source_name}.weight", shape.hidden),), shape.pixels))
-    return add_bias(graph, name, x, source_name, shape.hidden)
+    matrix = Matrix((Part(f"{source_name}.weight", shape.hidden),), shape.pixels)
+    return float_linear(graph, name, pixels, matrix, f"{source_name}.bias")
 
 
 def _feed_forward(graph: Graph, name: str, source_name: str, x: str, shape: VisionShape) -> str:
@@ -139,8 +139,7 @@ def _two_linears(graph: Graph, name: str, source_name: str, x: str, approximate:
     for index, gain in ((1, 1.0), (2, output_gain)):
         which, columns, rows = f"linear_fc{index}", widths[index - 1], widths[index]
         matrix = Matrix((Part(f"{source_name}.{which}.weight", rows),), columns, gain)
-        x = linear(graph, f"{name}/{which}", x, matrix)
-        x = add_bias(graph, f"{name}/{which}", x, f"{source_name}.{which}", rows)
+        x = linear(graph, f"{name}/{which}", x, matrix, f"{source_name}.{which}.bias")
         if index == 1:
             x = graph.node("Gelu", f"{name}/Gelu", [x], approximate=approximate)
     return x

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ortbench_export.blocks.linear import add_bias, linear
+from ortbench_export.blocks.linear import linear
 from ortbench_export.blocks.rope import rotate, rotate_fused, rotate_rows
 from ortbench_export.graph import CONTRIB, Graph
 from ortbench_export.weights.tensors import Matrix, Part
@@ -45,14 +45,12 @@ def begin_vision_attention(graph: Graph, index: str, waves: tuple[str, str]) -> 
 def vision_attention(graph: Graph, name: str, source_name: str, x: str, shape: VisionAttentionShape,
                      state: FusedState | PlainState, output_gain: float) -> str:
     """Attention over `x` `[patches, hidden]`; the checkpoint's tensors begin with `source_name`."""
-    packed = linear(graph, f"{name}/qkv", x, Matrix((Part(f"{source_name}.qkv.weight", 3 * shape.hidden),),
-                                                    shape.hidden))
-    packed = add_bias(graph, f"{name}/qkv", packed, f"{source_name}.qkv", 3 * shape.hidden)
+    joined = Matrix((Part(f"{source_name}.qkv.weight", 3 * shape.hidden),), shape.hidden)
+    packed = linear(graph, f"{name}/qkv", x, joined, f"{source_name}.qkv.bias")
     attend = _attend_fused if graph.options.fused else _attend_plain
     context = attend(graph, name, packed, shape, state)
     output = Matrix((Part(f"{source_name}.proj.weight", shape.hidden),), shape.hidden, output_gain)
-    return add_bias(graph, f"{name}/proj", linear(graph, f"{name}/proj", context, output), f"{source_name}.proj",
-                    shape.hidden)
+    return linear(graph, f"{name}/proj", context, output, f"{source_name}.proj.bias")
 
 
 def _attend_fused(graph: Graph, name: str, packed: str, shape: VisionAttentionShape, state: FusedState) -> str:

@@ -35,9 +35,10 @@ class RandomSource:
         pass
 
     def vector(self, name: str, length: int, dtype: np.dtype, random_mean: float = 1.0) -> Iterator[np.ndarray]:
-        # Different enough that a swapped one shows.
+        # Different enough that a swapped one shows; biases small beside what they are added to.
+        spread = 0.1 if random_mean else 0.01
         raw = self._generator(f"vector {name}").random_raw(length)
-        yield (random_mean - 0.1 + 0.2 * (raw / 2.0**64)).astype(dtype)
+        yield (random_mean - spread + 2 * spread * (raw / 2.0**64)).astype(dtype)
 
     def floats(self, matrix: Matrix, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
         deviation = matrix.random_gain / sqrt(matrix.columns)
