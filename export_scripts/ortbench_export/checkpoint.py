@@ -18,13 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from ortbench_export.errors import ExportError
+from ortbench_export.floats import BFLOAT16
 from ortbench_export.journal import Journal
 
-FLOAT_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+FLOAT_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
 BYTES_PER_ELEMENT = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # The format allows 100 MB of header; anything above it is not a safetensors file.
 LARGEST_HEADER_BYTES = 100_000_000
 HASHED_BLOCK_BYTES = 4 << 20
+# Hashing runs at most so far ahead of the export: it fetches what the export reads soon, and both find it in memory.
+LEAD_BYTES = 4 << 30
+SECONDS_BETWEEN_LOOKS = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,37 +57,39 @@ class Checkpoint:
         _check_index(folder, self.entries)
         self._handles: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._read_bytes = 0
 
     def rows(self, name: str, start: int, stop: int, columns: int) -> np.ndarray:
-        """Rows `start:stop` of a tensor as float32 `[stop - start, columns]`, whatever axes it has: a row is the next
-        `columns` numbers. Safe from several threads."""
+        """Rows `start:stop` of a tensor as they are stored (see `widen`), `[stop - start, columns]` whatever axes it
+        has: a row is the next `columns` numbers. Safe from several threads."""
         entry = self.entries[name]
         stored = FLOAT_TYPES[entry.dtype]
         raw = np.empty((stop - start) * columns, dtype=stored)
         self._read_into(entry.file, raw, entry.offset + start * columns * stored.itemsize, name)
-        return _to_float32(raw, entry.dtype).reshape(stop - start, columns)
+        return raw.reshape(stop - start, columns)
 
     def identity(self) -> str:
         """The weight files as the filesystem describes them: names, sizes, and when they were changed."""
         described = [(file.name, status.st_size, status.st_mtime_ns) for file in self.files for status in [file.stat()]]
         return json.dumps(described)
 
-    def revision(self, stop: threading.Event, journal: Journal) -> str | None:
-        """`sha256:` over the sorted list of weight files and their hashes; None once `stop` is set. Hashes that the
-        journal knows are not taken again."""
-        index = hashlib.sha256()
+    def revision(self, stop: threading.Event, hurry: threading.Event, journal: Journal) -> str | None:
+        """`sha256:` over the sorted list of weight files and their hashes; None once `stop` is set. Keeps step with the
+        readers of tensors until `hurry` is set. Hashes that the journal knows are not taken again."""
+        index, hashed_bytes, block = hashlib.sha256(), 0, memoryview(bytearray(HASHED_BLOCK_BYTES))
         for file in self.files:
-            if file.name in journal.checkpoint_hashes:
-                index.update(f"{file.name} {journal.checkpoint_hashes[file.name]}\n".encode())
-                continue
-            digest = hashlib.sha256()
-            with open(file, "rb") as handle:
-                while block := handle.read(HASHED_BLOCK_BYTES):
-                    if stop.is_set():
-                        return None
-                    digest.update(block)
-            journal.note_checkpoint_hash(file.name, digest.hexdigest())
-            index.update(f"{file.name} {digest.hexdigest()}\n".encode())
+            if file.name not in journal.checkpoint_hashes:
+                digest = hashlib.sha256()
+                with open(file, "rb", buffering=0) as handle:
+                    while count := handle.readinto(block):
+                        digest.update(block[:count])
+                        hashed_bytes += count
+                        while hashed_bytes > self._read_bytes + LEAD_BYTES and not hurry.wait(SECONDS_BETWEEN_LOOKS):
+                            pass
+                        if stop.is_set():
+                            return None
+                journal.note_checkpoint_hash(file.name, digest.hexdigest())
+            index.update(f"{file.name} {journal.checkpoint_hashes[file.name]}\n".encode())
         return f"sha256:{index.hexdigest()}"
 
     def close(self) -> None:
@@ -96,6 +102,7 @@ class Checkpoint:
             if file not in self._handles:
                 self._handles[file] = os.open(file, os.O_RDONLY)
             handle = self._handles[file]
+            self._read_bytes += array.nbytes
         view = memoryview(array).cast("B")
         while view:
             count = os.preadv(handle, [view], offset)
@@ -112,13 +119,19 @@ def revision_of(checkpoint: Checkpoint | None, journal: Journal) -> Iterator[Cal
     if checkpoint is None:
         yield lambda: None
         return
-    stop = threading.Event()
+    stop, hurry = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as background:
-        revision = background.submit(checkpoint.revision, stop, journal)
+        revision = background.submit(checkpoint.revision, stop, hurry, journal)
+
+        def wait() -> str | None:
+            hurry.set()
+            return revision.result()
+
         try:
-            yield revision.result
+            yield wait
         finally:
             stop.set()
+            hurry.set()
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -181,10 +194,3 @@ def _read_header(file: Path) -> dict[str, Entry]:
                               truncated)
         result[name] = Entry(file, dtype, shape, 8 + length + begin)
     return result
-
-
-def _to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "BF16":
-        # bfloat16 is the upper half of a float32.
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    return raw.astype(np.float32, copy=False)

@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import jsonschema
+import ml_dtypes
 import onnx
 import pytest
-from golden_cases import GOLDEN, load_case
+from golden_cases import GOLDEN, load_case, write_safetensors
 from synthetic import qwen3_config, qwen3_shapes, write_sparse_checkpoint
 
 import ortbench_export
@@ -150,3 +151,30 @@ def test_a_head_stored_beside_a_tied_embedding_is_ignored(tmp_path):
     config = qwen3_config()
     write_sparse_checkpoint(tmp_path / "both", config, qwen3_shapes(config | {"tie_word_embeddings": False}))
     export(tmp_path / "package", ExportOptions(), tmp_path / "both")
+
+
+def test_the_revision_is_that_of_the_files_however_hashing_keeps_step(tmp_path, monkeypatch):
+    checkpoint = GOLDEN / "qwen3-moe-one-expert-sharded"
+    index = hashlib.sha256()
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        index.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    # Never ahead of the export; and far ahead of it, as every small checkpoint is.
+    for lead_bytes in (0, 1 << 30):
+        monkeypatch.setattr("ortbench_export.checkpoint.LEAD_BYTES", lead_bytes)
+        manifest = export(tmp_path / str(lead_bytes), ExportOptions("int4"), checkpoint)
+        assert manifest["model"]["revision"] == f"sha256:{index.hexdigest()}"
+
+
+def test_values_matter_and_not_the_types_that_they_are_stored_in(tmp_path):
+    case, contents = load_case("qwen3-moe-per-expert"), []
+    for stored in ("bf16", "mixed"):
+        checkpoint = tmp_path / stored
+        checkpoint.mkdir()
+        (checkpoint / "config.json").write_text(json.dumps(case.config))
+        write_safetensors(checkpoint / "model.safetensors", {
+            name: value if stored == "mixed" and "gate_proj" in name else value.astype(ml_dtypes.bfloat16)
+            for name, value in case.weights.items()})
+        for precision in ("fp32", "int4"):
+            export(tmp_path / f"{stored}-{precision}", ExportOptions(precision), checkpoint)
+            contents.append((tmp_path / f"{stored}-{precision}" / "model.onnx.data").read_bytes())
+    assert contents[:2] == contents[2:]

@@ -7,6 +7,7 @@ absolute maximum by `2^(bits-1) - 1`, and why scales are signed.
 
 import numpy as np
 
+from ortbench_export.floats import widen
 from ortbench_export.options import Scheme
 
 
@@ -44,12 +45,13 @@ def pack_pairs(codes: np.ndarray, axis: int) -> np.ndarray:
 def quantize_rows(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """Codes as MatMulNBits lays them out.
 
-    `rows` float32 `[n, k]` → codes uint8 `[n, blocks, block_size * bits / 8]` and scales float32 `[n, blocks]`. The
+    `rows` `[n, k]` as stored → codes uint8 `[n, blocks, block_size * bits / 8]` and scales float32 `[n, blocks]`. The
     last block is filled with zeros where `k` is no multiple of the block size.
     """
     padded = _pad_columns(rows, scheme)
     count, blocks = rows.shape[0], scheme.blocks(rows.shape[1])
-    columns = np.ascontiguousarray(padded.reshape(count * blocks, scheme.block_size).T)
+    # Transposed before it is widened: two bytes a value move instead of four.
+    columns = widen(np.ascontiguousarray(padded.reshape(count * blocks, scheme.block_size).T))
     codes, scales = quantize_blocks(columns, scheme)
     if scheme.bits == 4:
         codes = pack_pairs(codes, axis=0)
@@ -59,11 +61,11 @@ def quantize_rows(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndar
 def quantize_columns(rows: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """Signed codes transposed, as a block-wise DequantizeLinear before a MatMul wants them.
 
-    `rows` float32 `[n, k]`, n even and k a multiple of the block size → codes uint8 (two's complement) `[k, n]`, or
+    `rows` `[n, k]` as stored, n even and k a multiple of the block size → codes uint8 (two's complement) `[k, n]`, or
     `[k, n / 2]` packed along n for 4 bits, and scales float32 `[k / block_size, n]`.
     """
     count, width = rows.shape
-    columns = np.ascontiguousarray(rows.T).reshape(scheme.blocks(width), scheme.block_size, count)
+    columns = widen(np.ascontiguousarray(rows.T)).reshape(scheme.blocks(width), scheme.block_size, count)
     codes, scales = quantize_blocks(columns, scheme)
     codes = codes.reshape(width, count)
     if scheme.bits == 4:

@@ -9,12 +9,14 @@ import numpy as np
 
 from ortbench_export.checkpoint import FLOAT_TYPES, Checkpoint
 from ortbench_export.errors import ExportError
+from ortbench_export.floats import widen
 from ortbench_export.options import Scheme
 from ortbench_export.quantize.blockwise import quantize_columns, quantize_rows
 from ortbench_export.weights.tensors import Matrix, Part
 
-# Rows are read in pieces of about this many values: 8 MB as float32, a few times that while being quantized.
-CHUNK_VALUES = 2 << 20
+# Rows are read in pieces of about this many values, 2 MB as float32. Four times as many take twice the time to
+# quantize: they leave the caches, and their memory goes back to the system every time.
+CHUNK_VALUES = 1 << 19
 # A transposed matrix is gathered in bands of at most this many bytes, each taking one pass over the matrix.
 BAND_BYTES = 128 << 20
 
@@ -58,18 +60,18 @@ class CheckpointSource:
             )
 
     def vector(self, name: str, length: int, dtype: np.dtype, random_mean: float = 1.0) -> Iterator[np.ndarray]:
-        yield self.checkpoint.rows(name, 0, 1, length)[0].astype(dtype, copy=False)
+        yield widen(self.checkpoint.rows(name, 0, 1, length)[0]).astype(dtype, copy=False)
 
     def floats(self, matrix: Matrix, dtype: np.dtype, transposed: bool) -> Iterator[np.ndarray]:
         if not transposed:
-            yield from self._map_rows(matrix, slice(None), lambda rows: rows.astype(dtype, copy=False))
+            yield from self._map_rows(matrix, slice(None), lambda rows: widen(rows).astype(dtype, copy=False))
             return
         band = max(1, BAND_BYTES // (matrix.rows * dtype.itemsize))
         for start in range(0, matrix.columns, band):
             columns = slice(start, min(start + band, matrix.columns))
             gathered = np.empty((columns.stop - columns.start, matrix.rows), dtype=dtype)
             done = 0
-            for piece in self._map_rows(matrix, columns, lambda rows: rows.T):
+            for piece in self._map_rows(matrix, columns, lambda rows: widen(rows).T):
                 gathered[:, done : done + piece.shape[1]] = piece
                 done += piece.shape[1]
             yield gathered
@@ -113,13 +115,15 @@ class CheckpointSource:
         yield from scales
 
     def _rows(self, part: Part, start: int, stop: int, columns: int) -> np.ndarray:
-        """Rows `start:stop` of a part, float32; of a part with a partner, `start` and `stop` are even."""
+        """Rows `start:stop` of a part as stored; of a part with a partner, `start` and `stop` are even."""
         first = part.start
         if part.partner is None:
             return self.checkpoint.rows(part.tensor, first + start, first + stop, columns)
         second, (start, stop) = part.partner[1], (start // 2, stop // 2)
         turns = (self.checkpoint.rows(part.tensor, first + start, first + stop, columns),
                  self.checkpoint.rows(part.partner[0], second + start, second + stop, columns))
+        if turns[0].dtype != turns[1].dtype:
+            turns = (widen(turns[0]), widen(turns[1]))
         return np.stack(turns, axis=1).reshape(2 * (stop - start), columns)
 
     def _map_rows(self, matrix: Matrix, columns: slice, convert: Callable) -> Iterator:
