@@ -31,7 +31,7 @@ def greedy(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
 
 
 def test_there_is_a_miniature_of_each_text_architecture():
-    assert {"qwen3-tiny", "qwen3-moe-tiny"} <= set(NAMES)
+    assert {"qwen3-tiny", "qwen3-moe-tiny", "glm4-moe-lite-tiny"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
