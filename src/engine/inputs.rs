@@ -82,7 +82,7 @@ impl Inputs {
             *slot = (start + length) as i64 - 1;
         }
         self.write_prompt_positions(bindings, model, prompts, columns, &starts)?;
-        self.write_features(bindings, model, features)
+        self.write_features(bindings, model, prompts, features)
     }
 
     fn write_prompt_positions(
@@ -123,11 +123,25 @@ impl Inputs {
         Ok(())
     }
 
-    fn write_features(&mut self, bindings: &mut Bindings, model: &Model, features: &Features) -> Result<()> {
+    /// The graph takes the rows that it has image tokens for, and would not notice more of them.
+    fn write_features(
+        &mut self,
+        bindings: &mut Bindings,
+        model: &Model,
+        prompts: &[Prompt],
+        features: &Features,
+    ) -> Result<()> {
+        let (Some(port), Some(image)) = (&model.ports.image_features, &model.manifest().image) else { return Ok(()) };
+        let tokens = prompts.iter().flat_map(|prompt| &prompt.tokens);
+        let places = tokens.filter(|token| **token == image.image_token).count();
+        if places != features.rows() {
+            let message = format!(
+                "the prompts have places for {places} rows of image features, and {} are given",
+                features.rows()
+            );
+            return Err(Error::new(message).hint("give one image for each of the prompt's places"));
+        }
         self.features.rows = features.rows();
-        let Some(port) = &model.ports.image_features else {
-            return if features.rows() == 0 { Ok(()) } else { Err(Error::new("image features for a model of text")) };
-        };
         let count = features.values.len();
         let bytes = count * port.dtype.size();
         if bytes > self.features.bytes {

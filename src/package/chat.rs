@@ -2,12 +2,12 @@
 
 use minijinja::value::Value;
 use minijinja::{Environment, context};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ChatMessage {
     /// `system`, `user`, `assistant`.
     pub role: String,
@@ -16,7 +16,7 @@ pub struct ChatMessage {
 }
 
 /// The content of a turn, in the two forms that templates know.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Content {
     /// Text alone.
@@ -26,7 +26,7 @@ pub enum Content {
 }
 
 /// A part of a turn's content.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Part {
     /// The place of an image.
