@@ -27,7 +27,7 @@ BYTES_PER_ELEMENT = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2
 LARGEST_HEADER_BYTES = 100_000_000
 HASHED_BLOCK_BYTES = 4 << 20
 # Hashing runs at most so far ahead of the export: it fetches what the export reads soon, and both find it in memory.
-LEAD_BYTES = 4 << 30
+LEAD_BYTES = 2 << 30
 SECONDS_BETWEEN_LOOKS = 0.02
 
 

@@ -20,11 +20,15 @@ class Progress:
         self._pause = SECONDS_BETWEEN_REDRAWS if stream.isatty() else SECONDS_BETWEEN_LINES
 
     def resume(self, count: int) -> None:
-        """Count bytes that were there before, and are no part of the rate."""
-        self.done_bytes += count
-        self._before += count
+        """Count bytes that were there before. The rate is that of what is made from now on."""
         if count:
-            self._show(f"{self.what}: going on at {100 * self.done_bytes / self.total_bytes:.0f} %")
+            self.done_bytes += count
+            self._before, self._started = self.done_bytes, time.monotonic()
+            self.note(f"going on at {100 * self.done_bytes / self.total_bytes:.0f} %")
+
+    def note(self, text: str) -> None:
+        """Say what happens meanwhile."""
+        self._show(f"{self.what}: {text}")
 
     def advance(self, count: int) -> None:
         self.done_bytes += count

@@ -27,7 +27,10 @@ def write_plan(plan: Plan, path: Path, journal: Journal, progress: Progress) -> 
     # chunk, and waiting for it before handing over another keeps memory bounded.
     with open(path, "a+b", buffering=0) as file, ThreadPoolExecutor(1) as background:
         pending: Future = background.submit(lambda: None)
-        position, digest = _written(file, path, journal)
+        marks = journal.marks(path.name)
+        if marks:
+            progress.note("checking what is there")
+        position, digest = _written(file, path, marks)
         progress.resume(position)
 
         def in_background(work: Callable, *arguments) -> None:
@@ -68,10 +71,10 @@ def write_plan(plan: Plan, path: Path, journal: Journal, progress: Progress) -> 
     return digest.hexdigest()
 
 
-def _written(file: FileIO, path: Path, journal: Journal):
-    """Shorten the file to the longest beginning that has a hash of the journal: its length and its SHA-256."""
+def _written(file: FileIO, path: Path, marks: list[Mark]):
+    """Shorten the file to the longest beginning that a mark describes: its length and its SHA-256."""
     good, digest = 0, hashlib.sha256()
-    running, position, marks = digest.copy(), 0, journal.marks(path.name)
+    running, position = digest.copy(), 0
     file.seek(0)
     for mark in marks:
         while position < mark.bytes and (block := file.read(min(READ_BYTES, mark.bytes - position))):
