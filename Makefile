@@ -17,7 +17,7 @@ TINY_PACKAGES := $(foreach precision,fp32 fp16 int8 int4,$(precision)-fused $(pr
 TINY_NAMES := $(TINY) $(patsubst %,%-absorbed,$(filter glm4%,$(TINY)))
 TINY_MANIFESTS := $(foreach name,$(TINY_NAMES),$(TINY_PACKAGES:%=$(PACKAGES)/$(name)/%/manifest.json))
 
-# The reference models at full size, with random weights: 40 GB in all. Those of 30 billion weights in one flavour.
+# The reference models at full size, with random weights: 43 GB in all. Those of 30 billion weights in one flavour.
 FULL_SHAPE := $(foreach name,qwen3-4b qwen3-vl-2b,$(name)/int4-fused $(name)/int4-plain) \
 	qwen3-coder-30b-a3b/int4-fused glm-4.7-flash/int4-fused
 FULL_SHAPE_MANIFESTS := $(FULL_SHAPE:%=$(PACKAGES)/full-shape/%/manifest.json)
@@ -31,7 +31,7 @@ help: ## list the targets
 bench: build runtimes packages ## install what is missing, run benchmarks.yaml, print the comparison
 	$(BIN) run benchmarks.yaml --allow-unsupported
 
-bench-full-shape: build runtimes full-shape ## the four models at full size (40 GB of disk, an hour)
+bench-full-shape: build runtimes full-shape ## the four models at full size (43 GB of disk, an hour)
 	$(BIN) run benchmarks-full-shape.yaml --allow-unsupported
 
 test: lint test-rust test-python ## every check and test, Rust and Python

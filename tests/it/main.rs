@@ -12,3 +12,4 @@ mod interruption;
 mod limits;
 mod measuring;
 mod tables;
+mod vision;
