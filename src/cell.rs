@@ -85,6 +85,11 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Whether elements are numbers with a fraction.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::Float32 | Self::Float16)
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
@@ -217,7 +222,10 @@ impl std::str::FromStr for ImageSize {
         let sides = text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
         match sides {
             Some((width, height)) if width > 0 && height > 0 => Ok(Self { width, height }),
-            _ => Err(format!("`{text}` is no size of an image; write its width and height as `448x448`")),
+            _ => Err(format!(
+                "`{text}` is no size of an image; write its width and height, each up to {}, as `448x448`",
+                u16::MAX
+            )),
         }
     }
 }

@@ -54,6 +54,7 @@ impl Measure for Speed {
             if prompter.has_images() {
                 report.samples("image_preparation_seconds", repetition, vec![run.preparation])?;
                 report.samples("vision_seconds", repetition, vec![run.vision])?;
+                smallest = smallest.min(run.preparation).min(run.vision);
             }
             report.samples("prefill_seconds", repetition, vec![run.prefill])?;
             report.samples("prefill_tokens_per_second", repetition, vec![prompt_tokens / run.prefill])?;
@@ -127,7 +128,9 @@ impl Work {
         let decode_context = prompt + (steps + 1.0) / 2.0;
         let shape = &manifest.shape;
         // Scores and weighted values of each head, query and key; a multiplication and an addition count two.
-        let attention = 2.0 * (shape.layers * shape.attention_heads * shape.attention_width) as f64;
+        let attention = [shape.layers, shape.attention_heads, shape.attention_width]
+            .into_iter()
+            .fold(2.0, |product, factor| product * factor as f64);
         let active = manifest.parameters.active_per_token as f64;
         let head = (shape.vocab_size * shape.hidden_size) as f64;
         let heads_computed = if selected_logits { 1.0 } else { prompt };

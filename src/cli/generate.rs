@@ -156,26 +156,37 @@ fn images(args: &Args, package: &Package) -> Result<Vec<Patches>> {
             .hint("ask about images in one prompt at a time"));
     }
     let mut spec = image.spec();
-    spec.max_pixels = args.max_pixels.map_or(spec.max_pixels, |pixels| pixels.min(spec.max_pixels));
+    if let Some(pixels) = args.max_pixels {
+        if pixels < spec.min_pixels {
+            let message = format!("`--max-pixels` is {pixels}, and the model enlarges images to {}", spec.min_pixels);
+            return Err(Error::new(message).hint("give a larger number, or leave it out"));
+        }
+        spec.max_pixels = pixels.min(spec.max_pixels);
+    }
     let limit = probe::usable_memory_bytes().unwrap_or(u64::MAX);
-    let read = |path: &PathBuf| {
-        let patches = vision::preprocess(&vision::open(path, limit / IMAGE_SHARE)?, &spec)?;
-        let needed = manifest.vision_run_bytes(image, patches.grid.patches() as u64);
+    let mut held = 0_u64;
+    let mut patches = Vec::with_capacity(args.image.len());
+    for path in &args.image {
+        let picture = vision::open(path, limit / IMAGE_SHARE)?;
+        let failed = || format!("cannot use the image `{}`", path.display());
+        // Before anything is resized: the patches of all images stay, the tower runs on one after the other.
+        let grid = spec.grid(picture.width(), picture.height()).with_context(failed)?;
+        held = held.saturating_add(image.held_bytes(grid));
+        let needed = manifest.vision_run_bytes(image, grid.patches() as u64).saturating_add(held);
         if needed > limit {
-            let message = format!(
-                "the vision tower needs about {} for {} patches, and a process may use {} now",
+            let cause = format!(
+                "{} patches need about {}, and a process may use {} now",
+                grid.patches(),
                 units::bytes(needed),
-                patches.grid.patches(),
                 units::bytes(limit)
             );
-            return Err(Error::new(message).hint("let the image be smaller with `--max-pixels`"));
+            return Err(Error::new(failed())
+                .because(std::io::Error::other(cause))
+                .hint("let images be smaller with `--max-pixels`, or give fewer"));
         }
-        Ok(patches)
-    };
-    args.image
-        .iter()
-        .map(|path| read(path).with_context(|| format!("cannot use the image `{}`", path.display())))
-        .collect()
+        patches.push(vision::preprocess(&picture, &spec).with_context(failed)?);
+    }
+    Ok(patches)
 }
 
 /// A decoded image may take this part of the memory that there is: the model needs the rest.
@@ -189,18 +200,17 @@ fn prompts(args: &Args, package: &Package, tokenizer: &Tokenizer, images: Vec<Pa
             .map_err(|error| Error::new("cannot tokenize the prompt").because(error))?;
         Ok(encoding.get_ids().to_vec())
     };
-    let tokens = texts(args, package)?.iter().map(encode).collect::<Result<Vec<_>>>()?;
-    match &package.manifest.image {
-        Some(image) if !images.is_empty() => {
-            tokens.iter().map(|tokens| Prompt::with_images(tokens, images.clone(), image)).collect()
-        }
+    let tokens = texts(args, package, tokenizer)?.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    match (&package.manifest.image, tokens.as_slice()) {
+        (Some(image), [tokens]) if !images.is_empty() => Ok(vec![Prompt::with_images(tokens, images, image)?]),
         _ => Ok(tokens.into_iter().map(Prompt::text).collect()),
     }
 }
 
 /// The prompts as the tokenizer gets them.
-fn texts(args: &Args, package: &Package) -> Result<Vec<String>> {
+fn texts(args: &Args, package: &Package, tokenizer: &Tokenizer) -> Result<Vec<String>> {
     let template = if args.chat { Some(package.chat_template()?) } else { None };
+    let place = package.manifest.image.as_ref().and_then(|image| tokenizer.id_to_token(image.image_token));
     args.prompt
         .iter()
         .map(|prompt| {
@@ -213,7 +223,10 @@ fn texts(args: &Args, package: &Package) -> Result<Vec<String>> {
             };
             let Some(template) = &template else { return Ok(text) };
             let system = args.system.iter().map(|system| ChatMessage::new("system", system, 0));
-            let messages: Vec<_> = system.chain([ChatMessage::new("user", &text, args.image.len())]).collect();
+            // A prompt that has its images' places keeps them.
+            let placed = place.as_ref().is_some_and(|place| text.contains(place));
+            let before = if placed { 0 } else { args.image.len() };
+            let messages: Vec<_> = system.chain([ChatMessage::new("user", &text, before)]).collect();
             template.render(&messages)
         })
         .collect()

@@ -14,7 +14,7 @@ pub struct MemoryEstimate {
     pub cache: u64,
     /// The logits of one run.
     pub logits: u64,
-    /// A run of the vision tower over one image.
+    /// The images of all rows, and a run of the vision tower over one of them.
     pub vision: u64,
     /// Process, runtime library and arena.
     pub program: u64,
@@ -29,6 +29,22 @@ impl MemoryEstimate {
         [self.weights, self.experts, self.cache, self.logits, self.vision, self.program]
             .into_iter()
             .fold(0, u64::saturating_add)
+    }
+}
+
+impl MemoryEstimate {
+    /// The parts that there are, by name.
+    pub fn parts(&self) -> String {
+        let parts = [
+            ("weights", self.weights),
+            ("gathered experts", self.experts),
+            ("cache", self.cache),
+            ("logits", self.logits),
+            ("images", self.vision),
+            ("program", self.program),
+        ];
+        let named = parts.iter().filter(|(_, bytes)| *bytes > 0);
+        named.map(|(name, bytes)| format!("{name} {}", crate::units::bytes(*bytes))).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -66,7 +82,7 @@ fn held(cell: &Cell) -> f64 {
         (ProviderKind::OpenVino, Int4, Fused) => 15.0,
         (ProviderKind::OpenVino, Int4, Plain) => 1.1,
         (ProviderKind::Cpu, Fp16, _) => 2.5,
-        (ProviderKind::Cpu, Int8 | Int4, Fused) => 1.15,
+        (ProviderKind::Cpu, Int8 | Int4, Fused) => 1.2,
         (ProviderKind::Cpu, Int8 | Int4, Plain) => 1.7,
         _ => 1.0,
     }
@@ -85,15 +101,17 @@ fn gathered_experts(cell: &Cell, shape: &Shape) -> u64 {
         Precision::Int4 => 3.6,
     };
     // Gate, up and down.
-    let layer = product([experts, 3 * width, shape.hidden_size, 4]);
+    let layer = product([experts, width.saturating_mul(3), shape.hidden_size, 4]);
     (layer as f64 * multiple) as u64
 }
 
-/// What the image of one prompt needs: images run one after the other.
+/// What images need: as drawn, as patches and as features in every row; the tower runs on one after the other.
 fn vision(workload: &Workload, manifest: &Manifest) -> u64 {
     let (Some(size), Some(image)) = (workload.image, &manifest.image) else { return 0 };
-    let grid = image.spec().grid(u32::from(size.width), u32::from(size.height));
-    grid.map_or(0, |grid| manifest.vision_run_bytes(image, grid.patches() as u64))
+    let Ok(grid) = image.spec().grid(u32::from(size.width), u32::from(size.height)) else { return 0 };
+    let drawn = 3 * u64::from(size.width) * u64::from(size.height);
+    let rows = drawn.saturating_add(image.held_bytes(grid)).saturating_mul(u64::from(workload.batch));
+    manifest.vision_run_bytes(image, grid.patches() as u64).saturating_add(rows)
 }
 
 /// A manifest may say anything; what no machine holds need not be exact.

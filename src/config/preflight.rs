@@ -41,14 +41,12 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
         return Err(Skip {
             status: Status::OutOfMemory,
             reason: format!(
-                "the cell needs about {} (weights {}, gathered experts {}, cache {}), and a process may use {} now",
+                "the cell needs about {} ({}), and a process may use {} now",
                 units::bytes(memory.total()),
-                units::bytes(memory.weights),
-                units::bytes(memory.experts),
-                units::bytes(memory.cache),
+                memory.parts(),
                 units::bytes(limit)
             ),
-            hint: Some("use a lower precision, a smaller batch or a shorter context".to_owned()),
+            hint: Some("use a lower precision, another flavour, a smaller batch, prompt or image".to_owned()),
         });
     }
     Ok(Ready { library, memory })

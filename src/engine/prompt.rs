@@ -176,7 +176,7 @@ impl Picture {
     fn draw(package: &Package, size: ImageSize, batch: usize, seed: u64) -> Result<Self> {
         let image = package.manifest.image.clone().ok_or_else(|| package.takes_no_images())?;
         let (width, height) = (u32::from(size.width), u32::from(size.height));
-        let pixels = (0..batch as u64).map(|row| vision::synthetic(width, height, seed + row)).collect();
+        let pixels = (0..batch as u64).map(|row| vision::synthetic(width, height, seed.wrapping_add(row))).collect();
         Ok(Self { pixels, image })
     }
 }

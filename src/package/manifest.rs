@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Dtype, Flavour, Precision};
 use crate::error::{Context, Error, Result};
-use crate::vision::ImageSpec;
+use crate::vision::{Grid, ImageSpec};
 
 /// The value of `format`.
 pub const FORMAT: &str = "ortbench-package";
@@ -87,24 +87,67 @@ impl Manifest {
     /// Bytes that a run of the vision tower over an image of so many patches takes beside its weights: activations,
     /// and in plain graphs the scores of every pair of patches, before and after the softmax.
     pub fn vision_run_bytes(&self, image: &Image, patches: u64) -> u64 {
-        let number = if self.precision.activations == Precision::Fp16 { 2 } else { 4 };
-        // The stream, its norm, queries, keys, values and the products of a feed-forward stand side by side.
-        let width = 6 * image.hidden_size + 2 * image.intermediate_size + image.feature_width;
+        // The stream, its norm, queries, keys, values and the products of a feed-forward stand side by side; the tower is
+        // computed in float32 whatever it is stored in.
+        let width = [(6, image.hidden_size), (2, image.intermediate_size), (1, image.feature_width)]
+            .into_iter()
+            .fold(0_u64, |sum, (count, width)| sum.saturating_add(width.saturating_mul(count)));
         let scores = match self.flavour {
             Flavour::Fused => 0,
-            Flavour::Plain => 2 * image.heads,
+            Flavour::Plain => image.heads.saturating_mul(2).saturating_mul(patches),
         };
-        [patches, number].iter().fold(width.saturating_add(scores.saturating_mul(patches)), |a, b| a.saturating_mul(*b))
+        width.saturating_add(scores).saturating_mul(patches).saturating_mul(4)
+    }
+
+    /// A model that takes images has everything that it takes for that, and no other model has any of it.
+    fn check_images(&self) -> Result<()> {
+        let of = |role| self.graphs.iter().find(|graph| graph.role == role);
+        let (decoder, vision) = (of(GraphRole::Decoder), of(GraphRole::Vision));
+        let parts = [
+            ("a vision graph", vision.is_some()),
+            (
+                "a decoder with image features",
+                decoder.is_some_and(|graph| graph.port(PortRole::ImageFeatures).is_some()),
+            ),
+            (
+                "a decoder with positions in three directions",
+                decoder.is_some_and(|graph| graph.port(PortRole::MropePositionIds).is_some()),
+            ),
+        ];
+        for (part, there) in parts {
+            if there != self.image.is_some() {
+                let (with, without) = if there { (part, "`image`") } else { ("`image`", part) };
+                return Err(Error::new(format!("its manifest.json names {with} and not {without}")).hint(EXPORT_AGAIN));
+            }
+        }
+        let Some(image) = &self.image else { return Ok(()) };
+        image.spec().check()?;
+        let numbers = [PortRole::PixelValues, PortRole::ImageFeatures];
+        let ports = self.graphs.iter().flat_map(|graph| graph.inputs.iter().chain(&graph.outputs));
+        match ports.filter(|port| numbers.contains(&port.role)).find(|port| !port.dtype.is_float()) {
+            Some(port) => {
+                Err(Error::new(format!("its manifest.json gives `{}` an integer type", port.name)).hint(EXPORT_AGAIN))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Contradictions that types do not exclude.
     fn check(&self) -> Result<()> {
         let shape = &self.shape;
-        let positive =
-            [shape.layers, shape.hidden_size, shape.attention_heads, shape.kv_heads, shape.head_dim, shape.vocab_size];
+        let positive = [
+            shape.layers,
+            shape.hidden_size,
+            shape.attention_heads,
+            shape.attention_width,
+            shape.kv_heads,
+            shape.head_dim,
+            shape.vocab_size,
+        ];
         if positive.contains(&0) || self.parameters.total == 0 || self.bytes_read_per_token.weights == 0 {
             return Err(Error::new("its manifest.json names a size of zero").hint(EXPORT_AGAIN));
         }
+        self.check_images()?;
         let listed = |file: &String| self.files.iter().any(|entry| entry.path == *file);
         let named = self.graphs.iter().flat_map(|graph| std::iter::once(&graph.file).chain(&graph.external_data));
         for file in named.chain(&self.tokenizer).chain(&self.chat_template) {
@@ -228,6 +271,16 @@ impl Image {
             mean: self.mean.map(|mean| mean as f32),
             std: self.std.map(|std| std as f32),
         }
+    }
+}
+
+impl Image {
+    /// Bytes that an image of this grid holds during a prompt: its patches, and its features in the tower's output, in a
+    /// list of all, and in the decoder's input.
+    pub fn held_bytes(&self, grid: Grid) -> u64 {
+        let patches = (grid.patches() as u64).saturating_mul(self.spec().patch_width() as u64);
+        let features = (grid.tokens(self.merge_size as usize) as u64).saturating_mul(self.feature_width);
+        features.saturating_mul(3).saturating_add(patches).saturating_mul(4)
     }
 }
 

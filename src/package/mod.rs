@@ -113,7 +113,9 @@ impl Package {
     /// # Errors
     /// A package without one.
     pub fn vision(&self) -> Result<&Graph> {
-        self.manifest.graphs.iter().find(|graph| graph.role == GraphRole::Vision).ok_or_else(|| self.takes_no_images())
+        let graph = self.manifest.graphs.iter().find(|graph| graph.role == GraphRole::Vision);
+        // A manifest with `image` and no such graph is refused when it is read.
+        graph.ok_or_else(|| self.takes_no_images())
     }
 
     /// What to say to an image.

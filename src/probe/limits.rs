@@ -84,9 +84,11 @@ impl MemoryLimits {
         self.cgroup_bytes.into_iter().chain(self.machine_bytes).min()
     }
 
-    /// What a new process may use: the smallest bound, and no more than other processes leave now.
+    /// What a new process may use: the smallest bound, and of what other processes leave now all but a twentieth. Without
+    /// any page cache a machine reads its programs from the disk again and again, and does not come to an end.
     pub fn usable(&self) -> Option<u64> {
-        self.smallest().into_iter().chain(self.available_bytes).min()
+        let left = self.available_bytes.map(|bytes| bytes - bytes / 20);
+        self.smallest().into_iter().chain(left).min()
     }
 }
 
@@ -134,7 +136,7 @@ mod tests {
         ]);
         let limits = MemoryLimits::read(root.path());
         assert_eq!((limits.cgroup_version, limits.cgroup_bytes), (Some(2), Some(2_097_152)));
-        assert_eq!((limits.smallest(), limits.usable()), (Some(1000 * 1024), Some(600 * 1024)));
+        assert_eq!((limits.smallest(), limits.usable()), (Some(1000 * 1024), Some(570 * 1024)));
         assert_eq!(limits.cgroup_peak_file, None);
     }
 

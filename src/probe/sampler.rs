@@ -43,7 +43,14 @@ impl Sampler {
                         readings.push(Reading { phase, resident });
                     }
                     match changes.recv_timeout(INTERVAL) {
-                        Ok(next) => phase = next,
+                        // Once more at the end of a phase: one shorter than the interval has it alone. What it freed
+                        // before is not seen, what its arena keeps is.
+                        Ok(next) => {
+                            if let Ok(resident) = Resident::now() {
+                                readings.push(Reading { phase, resident });
+                            }
+                            phase = next;
+                        }
                         Err(RecvTimeoutError::Timeout) => {}
                         Err(RecvTimeoutError::Disconnected) => return readings,
                     }
@@ -53,7 +60,7 @@ impl Sampler {
         Ok(Self { phases, thread })
     }
 
-    /// Enters a phase; a reading is taken at once.
+    /// Enters a phase; a reading is taken at the end of the one before, and at once.
     pub fn enter(&self, phase: &'static str) {
         // The thread ends only with this value, so somebody always listens.
         let _ = self.phases.send(phase);

@@ -16,7 +16,7 @@ pub(super) struct Refusal<'a> {
 impl<'a> Refusal<'a> {
     /// Finds one in a message, or `None` where the message is about something else.
     pub fn find(message: &'a str) -> Option<Self> {
-        Self::of_schema(message).or_else(|| Self::of_kernel(message))
+        Self::of_schema(message).or_else(|| Self::of_registry(message)).or_else(|| Self::of_kernel(message))
     }
 
     /// `… In Node, ("NODE", OPERATOR, "DOMAIN", VERSION) : (…) -> (…) , Error CAUSE`
@@ -25,7 +25,19 @@ impl<'a> Refusal<'a> {
         let (node, rest) = rest.split_once("\", ")?;
         let (operator, rest) = rest.split_once(", ")?;
         let (_, cause) = rest.split_once(" , Error ").or_else(|| rest.split_once("Error "))?;
+        // Attributes and inputs that the build's schema does not know are of a newer one. Anything else that is wrong
+        // with a node is wrong with the graph.
+        let newer = ["Unrecognized attribute", "No Op registered", "input size"];
+        newer.iter().find(|words| cause.contains(*words))?;
         Some(Self { operator, node, cause: cause.trim().trim_end_matches('.') })
+    }
+
+    /// `… DOMAIN:OPERATOR(VERSION) is not a registered function/op`
+    fn of_registry(message: &'a str) -> Option<Self> {
+        let (before, _) = message.split_once(") is not a registered function/op")?;
+        let (name, _) = before.rsplit_once('(')?;
+        let operator = name.rsplit([':', ' ']).next()?;
+        Some(Self { operator, node: "", cause: "it is not registered in this build" })
     }
 
     /// `Could not find an implementation for OPERATOR(VERSION) node with name 'NODE'`
@@ -53,6 +65,10 @@ mod tests {
         let message = "Could not find an implementation for Attention(23) node with name '/a/Attention'";
         let found = Refusal::find(message).unwrap();
         assert_eq!((found.operator, found.node), ("Attention", "/a/Attention"));
+        let message = "Fatal error: com.microsoft:QMoE(-1) is not a registered function/op";
+        assert_eq!(Refusal::find(message).unwrap().operator, "QMoE");
+        let broken = "In Node, (\"/l/Add\", Add, \"\", -1) : () -> () , Error Required attribute 'axis' is missing";
+        assert_eq!(Refusal::find(broken), None);
         assert_eq!(Refusal::find("bad allocation"), None);
         assert_eq!(Refusal::find("In Node, (\""), None);
     }

@@ -90,11 +90,11 @@ fn refused(runtime: &Runtime, file: &Path, provider: &str, error: ort::Error) ->
     // The row names the package; its place on this disk is nothing for a table that travels.
     let name = file.file_name().unwrap_or_default();
     let version = runtime.version().unwrap_or_default();
+    let node = if refusal.node.is_empty() { String::new() } else { format!(" (node `{}`)", refusal.node) };
     Error::unsupported(format!(
-        "ONNX Runtime {version} with {provider} does not take the operator `{}` of {} (node `{}`)",
+        "ONNX Runtime {version} with {provider} does not take the operator `{}` of {}{node}",
         refusal.operator,
         name.display(),
-        refusal.node
     ))
     .because(std::io::Error::other(refusal.cause))
     .hint("run the graph of the `plain` flavour there, or a newer ONNX Runtime")

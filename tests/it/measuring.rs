@@ -75,6 +75,41 @@ fn both_providers_are_measured_in_every_category() {
 }
 
 #[test]
+fn prompts_with_images_are_measured_in_every_category() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = matrix(
+        folder.path(),
+        "matrix: {model: qwen3-tiny, backend: cpu, precision: fp32, flavour: [fused, plain], threads: 2, batch: [1, 2], \
+         image: [none, 128x96, 448x448], prompt_tokens: 64, generate_tokens: 4}\nmeasurement: {profile: quick}\n\
+         exclude: [{batch: 2, image: [none, 448x448]}, {flavour: plain, image: [none, 448x448]}]\n",
+    );
+    let with_images = fs::read_to_string(&text).expect("a matrix").replace("qwen3-tiny", "qwen3-vl-tiny");
+    fs::write(&text, with_images).expect("a matrix");
+    let results = folder.path().join("results");
+    let output = ortbench(&["run", &text, "--results", results.to_str().expect("UTF-8"), "--quiet"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for row in rows(&only_run(&results).join("summary.csv")) {
+        assert_eq!(row["status"], "measured", "{}: {}", row["cell_id"], row["reason"]);
+        let number = |name: &str| row[name].parse::<f64>().ok();
+        for name in ["image_preparation_median_seconds", "vision_median_seconds", "vision_peak_anonymous_median_bytes"]
+        {
+            assert_eq!(number(name).is_some(), !row["image"].is_empty(), "{}: `{name}`", row["cell_id"]);
+        }
+        if let (Some(vision), Some(ttft)) = (number("vision_median_seconds"), number("ttft_median_seconds")) {
+            assert!(vision < ttft, "{}: the tower is part of the time to the first token", row["cell_id"]);
+        }
+    }
+    // A model of text, and an image with more tokens than the prompt.
+    let short = fs::read_to_string(&text).expect("a matrix").replace("prompt_tokens: 64", "prompt_tokens: 16");
+    let refused = short
+        .replace("models: [", &format!("models: [{{name: text, package: '{}'}}, ", package("fp32-fused").display()));
+    fs::write(&text, refused.replace("model: qwen3-vl-tiny", "model: [qwen3-vl-tiny, text]")).expect("a matrix");
+    let plan = ortbench(&["plan", &text]);
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(plan.contains("an image of 448x448 takes") && plan.contains("takes no images"), "{plan}");
+}
+
+#[test]
 fn what_cannot_run_is_a_row_with_its_reason() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = matrix(

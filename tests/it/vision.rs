@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ortbench::engine::Prompt;
+use ortbench::cell::{Backend, ProviderKind, RuntimeRef};
+use ortbench::engine::sampling::Sampling;
+use ortbench::engine::{self, Model, Plan, Prompt};
 use ortbench::package::{ChatMessage, Package};
+use ortbench::runtime::{Runtime, catalog};
 use ortbench::vision;
 use serde_json::{Value, json};
 
@@ -78,40 +81,77 @@ fn the_chat_template_places_pictures() {
         let question = question["text"].as_str().expect("a question");
         let printed = generate_from(&package, &case, &["--chat", "--prompt", question]);
         assert_eq!(printed.trim_end(), ids(&case["generated_ids"]), "{}", case["name"]);
+        // The same with the places written out.
+        let written = format!("{}{question}", "<|vision_start|><|image_pad|><|vision_end|>".repeat(before.len()));
+        assert_eq!(generate_from(&package, &case, &["--chat", "--prompt", &written]), printed, "{}", case["name"]);
         asked += 1;
     }
     assert!(asked >= 5, "{asked} golden chats have one turn");
+}
+
+/// A golden case's chat as the model gets it.
+fn prompt(case: &Value, package: &Package) -> (String, Prompt) {
+    let image = package.manifest.image.clone().expect("images");
+    let messages: Vec<ChatMessage> = serde_json::from_value(case["messages"].clone()).expect("messages");
+    let rendered = package.chat_template().expect("a template").render(&messages).expect("a text");
+    let open = |path: &PathBuf| vision::open(path, 1 << 30).expect("a picture");
+    let patches: Vec<_> =
+        pictures(case).iter().map(|path| vision::preprocess(&open(path), &image.spec()).expect("patches")).collect();
+    let encoding = package.tokenizer().expect("a tokenizer").encode(rendered.as_str(), false).expect("ids");
+    let prompt = if patches.is_empty() {
+        Prompt::text(encoding.get_ids().to_vec())
+    } else {
+        Prompt::with_images(encoding.get_ids(), patches, &image).expect("a prompt")
+    };
+    (rendered, prompt)
 }
 
 /// Templates, image tokens, grids and M-RoPE positions, number by number.
 #[test]
 fn prompts_with_pictures_agree_with_transformers() {
     let package = Package::open(&package_of("qwen3-vl-tiny", "fp32-fused")).expect("a package");
-    let (template, tokenizer) =
-        (package.chat_template().expect("a template"), package.tokenizer().expect("a tokenizer"));
     let image = package.manifest.image.clone().expect("images");
     for case in cases() {
-        let messages: Vec<ChatMessage> = serde_json::from_value(case["messages"].clone()).expect("messages");
-        let rendered = template.render(&messages).expect("a text");
+        let (rendered, prompt) = prompt(&case, &package);
         assert_eq!(rendered, case["rendered"].as_str().expect("a text"), "{}", case["name"]);
-        let patches = pictures(&case)
-            .iter()
-            .map(|path| {
-                vision::preprocess(&vision::open(path, 1 << 30).expect("a picture"), &image.spec()).expect("patches")
-            })
-            .collect::<Vec<_>>();
-        let grids: Vec<_> = patches.iter().map(|patches| patches.grid.thw()).collect();
+        let grids: Vec<_> = prompt.images.iter().map(|patches| patches.grid.thw()).collect();
         assert_eq!(json!(grids), case["image_grids"], "{}", case["name"]);
-        let encoding = tokenizer.encode(rendered, false).expect("ids");
-        let prompt = if patches.is_empty() {
-            Prompt::text(encoding.get_ids().to_vec())
-        } else {
-            Prompt::with_images(encoding.get_ids(), patches, &image).expect("a prompt")
-        };
         assert_eq!(json!(prompt.tokens), case["prompt_ids"], "{}", case["name"]);
         let positions = prompt.positions(&image).expect("positions");
         assert_eq!(json!(positions.values), case["position_ids"], "{}", case["name"]);
         assert_eq!(json!(positions.delta()), case["rope_delta"], "{}", case["name"]);
+    }
+}
+
+/// Rows with one picture, with two and with none in one batch: features, padding and positions of a row must not know the
+/// others. Right padding in fused graphs, left in plain ones.
+#[test]
+fn a_batch_of_pictures_answers_like_each_prompt_alone() {
+    let library = catalog::find(&RuntimeRef::Installed("cpu".to_owned())).expect("a runtime");
+    let runtime = Runtime::load(&library.path).expect("the library");
+    let backend = Backend {
+        name: "cpu".to_owned(),
+        runtime: RuntimeRef::Installed("cpu".to_owned()),
+        provider: ProviderKind::Cpu,
+        options: Default::default(),
+    };
+    for name in ["fp32-fused", "fp32-plain"] {
+        let package = Package::open(&package_of("qwen3-vl-tiny", name)).expect("a package");
+        let plan = Plan { images: true, ..Plan::with_threads(2) };
+        let mut model = Model::load(&runtime, &package, &backend, &plan).expect("a model");
+        let prompts: Vec<_> = cases().iter().map(|case| prompt(case, &package).1).collect();
+        assert!(
+            prompts.iter().any(|prompt| prompt.images.is_empty())
+                && prompts.iter().any(|prompt| prompt.images.len() > 1)
+        );
+        let greedy = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+        let mut answers = |prompts: &[Prompt]| -> Vec<Vec<u32>> {
+            let made = engine::generate(&mut model, prompts, 16, &greedy, |_, _| Ok(()));
+            made.expect("answers").into_iter().map(|generation| generation.tokens).collect()
+        };
+        let together = answers(&prompts);
+        let alone: Vec<_> = prompts.iter().flat_map(|prompt| answers(std::slice::from_ref(prompt))).collect();
+        assert_eq!(together, alone, "{name}");
     }
 }
 
@@ -141,7 +181,7 @@ fn bad_pictures_are_named() {
         (&[seeing, "--prompt", "x", "--image", &moving], "moving.gif"),
         (&[seeing, "--prompt", two, "--image", &good], "2 image"),
         (&[seeing, "--prompt", "x", "--prompt", "y", "--image", &good], "2 prompts"),
-        (&[seeing, "--prompt", "x", "--image", &good, "--max-pixels", "0"], "pixels"),
+        (&[seeing, "--prompt", "x", "--image", &good, "--max-pixels", "9"], "`--max-pixels` is 9"),
     ];
     for (arguments, words) in cases {
         let mut all = vec!["generate"];
