@@ -88,7 +88,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let backend = backend(&args);
     let library = catalog::find(&backend.runtime)?;
     let runtime = Runtime::load(&library.path)?;
-    let threads = args.threads.unwrap_or_else(default_threads);
+    let threads = args.threads.unwrap_or_else(probe::cpu::default_threads);
     let loading = Instant::now();
     let plan = Plan { images: !args.image.is_empty(), ..Plan::with_threads(threads) };
     let mut model = Model::load(&runtime, &package, &backend, &plan)?;
@@ -243,8 +243,4 @@ fn backend(args: &Args) -> Backend {
     });
     let runtime = if name.contains('/') { RuntimeRef::Path(name.into()) } else { RuntimeRef::Installed(name) };
     Backend { name: args.provider.name().into(), runtime, provider: args.provider, options: Default::default() }
-}
-
-fn default_threads() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }

@@ -2,6 +2,7 @@
 //! alike (rules, product, matching) walks [`Axis::ALL`].
 
 use crate::cell::{Flavour, ImageSize, Precision};
+use crate::probe;
 
 /// Largest values that make sense; anything above is a slip of the hand.
 const MAX_THREADS: u32 = 1024;
@@ -106,7 +107,7 @@ impl Axis {
         match self {
             Self::Precision => Some((0..Precision::ALL.len() as u32).collect()),
             Self::Flavour => Some(vec![0]),
-            Self::Threads => Some(vec![default_threads()]),
+            Self::Threads => Some(vec![probe::cpu::default_threads()]),
             Self::Image => Some(vec![ImageSize::pack(None)]),
             _ => None,
         }
@@ -200,10 +201,6 @@ impl Axes {
     pub fn matches(&self, point: &Point) -> bool {
         self.0.iter().zip(point.0).all(|(values, value)| values.as_ref().is_none_or(|values| values.contains(&value)))
     }
-}
-
-fn default_threads() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }
 
 #[cfg(test)]

@@ -183,19 +183,13 @@ impl Decoder {
             return;
         }
         let mut last = Vec::with_capacity(self.batch * vocab);
-        let count = self.batch * rows * vocab;
         for row in 0..self.batch {
             let position = match model.padding {
                 Padding::Right if rows > 1 => self.inputs.length(row) - 1,
                 _ => rows - 1,
             };
             let range = (row * rows + position) * vocab..(row * rows + position + 1) * vocab;
-            if half_precision {
-                let all = self.bindings.read::<half::f16>(self.logits.buffer, count);
-                last.extend(all[range].iter().map(|value| value.to_f32()));
-            } else {
-                last.extend_from_slice(&self.bindings.read::<f32>(self.logits.buffer, count)[range]);
-            }
+            self.bindings.read_f32(self.logits.buffer, model.ports.logits.dtype, range, &mut last);
         }
         self.logits.last = Some(last);
     }

@@ -128,12 +128,6 @@ impl Model {
 
 impl Ports {
     fn of(graph: &Graph) -> Result<Self> {
-        let need = |role, word| {
-            graph
-                .port(role)
-                .cloned()
-                .ok_or_else(|| Error::new(format!("the graph `{}` has no tensor for {word}", graph.file)))
-        };
         let mut cache = Vec::new();
         for (past_role, present_role) in
             [(PortRole::PastKey, PortRole::PresentKey), (PortRole::PastValue, PortRole::PresentValue)]
@@ -146,13 +140,13 @@ impl Ports {
         }
         let mrope = graph.port(PortRole::MropePositionIds);
         Ok(Self {
-            input_ids: need(PortRole::InputIds, "the token ids")?,
+            input_ids: graph.need(PortRole::InputIds, "the token ids")?,
             attention_mask: graph.port(PortRole::AttentionMask).cloned(),
             position_ids: graph.port(PortRole::PositionIds).or(mrope).cloned(),
             mrope: mrope.is_some(),
             image_features: graph.port(PortRole::ImageFeatures).cloned(),
             logits_positions: graph.port(PortRole::LogitsPositions).cloned(),
-            logits: need(PortRole::Logits, "the logits")?,
+            logits: graph.need(PortRole::Logits, "the logits")?,
             cache,
         })
     }

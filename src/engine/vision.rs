@@ -3,7 +3,7 @@
 use crate::cell::Backend;
 use crate::engine::prompt::Prompt;
 use crate::error::{Error, Result};
-use crate::package::{Graph, Image, Package, Port, PortRole};
+use crate::package::{Image, Package, Port, PortRole};
 use crate::runtime::{Bindings, BufferId, Runtime, Session, SessionOptions};
 use crate::vision::Patches;
 
@@ -57,9 +57,9 @@ impl Vision {
         Ok(Self {
             session,
             image: image.clone(),
-            pixels: port(graph, PortRole::PixelValues, "the pixels")?,
-            grid: port(graph, PortRole::ImageGrid, "the grid of patches")?,
-            features: port(graph, PortRole::ImageFeatures, "the features")?,
+            pixels: graph.need(PortRole::PixelValues, "the pixels")?,
+            grid: graph.need(PortRole::ImageGrid, "the grid of patches")?,
+            features: graph.need(PortRole::ImageFeatures, "the features")?,
             bound: None,
         })
     }
@@ -94,12 +94,7 @@ impl Vision {
         bound.bindings.write_f32(bound.pixels, self.pixels.dtype, values);
         bound.bindings.write::<i64>(bound.grid, 3).copy_from_slice(&patches.grid.thw());
         bound.bindings.run(&mut self.session)?;
-        bound.bindings.read_f32(bound.features, self.features.dtype, tokens * width, into);
+        bound.bindings.read_f32(bound.features, self.features.dtype, 0..tokens * width, into);
         Ok(())
     }
-}
-
-fn port(graph: &Graph, role: PortRole, word: &str) -> Result<Port> {
-    let found = graph.port(role).cloned();
-    found.ok_or_else(|| Error::new(format!("the graph `{}` has no tensor for {word}", graph.file)))
 }

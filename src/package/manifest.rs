@@ -392,6 +392,15 @@ impl Graph {
         self.inputs.iter().chain(&self.outputs).find(|port| port.role == role)
     }
 
+    /// The same where the graph is of no use without it; `word` says what for.
+    ///
+    /// # Errors
+    /// A graph without one.
+    pub fn need(&self, role: PortRole, word: &str) -> Result<Port> {
+        let found = self.port(role).cloned();
+        found.ok_or_else(|| Error::new(format!("the graph `{}` has no tensor for {word}", self.file)))
+    }
+
     /// The cache tensors of that role, in the order of layers.
     pub fn layers(&self, role: PortRole) -> Vec<&Port> {
         let mut ports: Vec<_> = self.inputs.iter().chain(&self.outputs).filter(|port| port.role == role).collect();

@@ -22,6 +22,11 @@ const FLAGS_OF_INTEREST: &[&str] = &[
     "sve",
 ];
 
+/// Threads of an operator where nobody says how many: the cores that this process may use.
+pub fn default_threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+}
+
 /// Facts of the processor; what the system does not say is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Cpu {

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use ort::AsPointer;
@@ -180,14 +181,16 @@ impl Bindings {
         }
     }
 
-    /// Appends the first `count` numbers of a buffer of floats or halves.
+    /// Appends numbers of a buffer of floats or halves.
     ///
     /// # Panics
     /// As [`Bindings::write_f32`].
-    pub fn read_f32(&self, id: BufferId, dtype: Dtype, count: usize, into: &mut Vec<f32>) {
+    pub fn read_f32(&self, id: BufferId, dtype: Dtype, range: Range<usize>, into: &mut Vec<f32>) {
         match dtype {
-            Dtype::Float32 => into.extend_from_slice(self.read(id, count)),
-            Dtype::Float16 => into.extend(self.read::<half::f16>(id, count).iter().map(|value| value.to_f32())),
+            Dtype::Float32 => into.extend_from_slice(&self.read(id, range.end)[range]),
+            Dtype::Float16 => {
+                into.extend(self.read::<half::f16>(id, range.end)[range].iter().map(|value| value.to_f32()));
+            }
             Dtype::Int64 | Dtype::Int32 => panic!("numbers from a buffer of integers"),
         }
     }
