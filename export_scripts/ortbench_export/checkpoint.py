@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ortbench_export.config import read_json
-from ortbench_export.errors import ExportError
+from ortbench_export.errors import ExportError, reading
 from ortbench_export.floats import BFLOAT16
 from ortbench_export.journal import Journal
 
@@ -73,7 +73,11 @@ class Checkpoint:
 
     def identity(self) -> str:
         """The weight files as the filesystem describes them: names, sizes, and when they were changed."""
-        described = [(file.name, status.st_size, status.st_mtime_ns) for file in self.files for status in [file.stat()]]
+        described = []
+        for file in self.files:
+            with reading(file):
+                status = file.stat()
+            described.append((file.name, status.st_size, status.st_mtime_ns))
         return json.dumps(described)
 
     def revision(self, stop: threading.Event, hurry: threading.Event, journal: Journal) -> str | None:
@@ -83,7 +87,7 @@ class Checkpoint:
         for file in self.files:
             if file.name not in journal.checkpoint_hashes:
                 digest = hashlib.sha256()
-                with open(file, "rb", buffering=0) as handle:
+                with reading(file), open(file, "rb", buffering=0) as handle:
                     while count := handle.readinto(block):
                         digest.update(block[:count])
                         hashed_bytes += count
@@ -101,14 +105,15 @@ class Checkpoint:
         self._handles.clear()
 
     def _read_into(self, file: Path, array: np.ndarray, offset: int, name: str) -> None:
-        with self._lock:
+        with self._lock, reading(file):
             if file not in self._handles:
                 self._handles[file] = os.open(file, os.O_RDONLY)
             handle = self._handles[file]
             self._read_bytes += array.nbytes
         view = memoryview(array).cast("B")
         while view:
-            count = os.preadv(handle, [view], offset)
+            with reading(file):
+                count = os.preadv(handle, [view], offset)
             if count == 0:
                 raise ExportError(f"{file} ended while tensor `{name}` was read", "the file changed: fetch it again")
             view = view[count:]
@@ -178,9 +183,9 @@ def _check_index(folder: Path, weight_map: dict[str, str], entries: dict[str, En
 
 
 def _read_header(file: Path) -> dict[str, Entry]:
-    size = file.stat().st_size
     truncated = "the file is truncated or damaged: fetch it again and compare its size with the source's"
-    with open(file, "rb") as handle:
+    with reading(file), open(file, "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
         prefix = handle.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(size - 8, LARGEST_HEADER_BYTES):

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ortbench_export.errors import ExportError
+from ortbench_export.errors import ExportError, reading
 
 # Beyond it are infinity and not-a-number, which Python's JSON knows.
 LARGEST = sys.float_info.max
@@ -140,7 +140,8 @@ def read_config(path: Path) -> Config:
 def read_json(path: Path) -> dict:
     """A JSON object."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{path} is not JSON: {error}", "fetch the file again") from error
     if not isinstance(values, dict):

@@ -152,7 +152,8 @@ def test_index_that_is_none(refused, checkpoint, content, expected):
 
 @pytest.mark.parametrize("change", [
     {"data_offsets": [0, 64, 128]}, {"data_offsets": [0, None]}, {"data_offsets": [-128, 0]},
-    {"data_offsets": [128, 0]}, {"data_offsets": None}, {"shape": [-64]}, {"shape": ["64"]}, {"shape": None}, {"dtype": ["BF16"]},
+    {"data_offsets": [128, 0]}, {"data_offsets": None},
+    {"shape": [-64]}, {"shape": ["64"]}, {"shape": None}, {"dtype": ["BF16"]},
 ])
 def test_header_that_describes_no_tensor(refused, checkpoint, change):
     file = checkpoint() / "model.safetensors"
