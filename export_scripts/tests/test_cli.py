@@ -136,6 +136,19 @@ def test_missing_shard(refused, checkpoint):
     assert "model-00001-of-00002.safetensors is missing" in refused(folder)
 
 
+@pytest.mark.parametrize(("file", "content", "expected"), [
+    ("chat_template.jinja", b"\xff", "is not UTF-8"),
+    ("chat_template.json", b'{"chat_template": ["default"]}', "must be a string or a list of named templates"),
+    ("tokenizer_config.json", b"[]", "must hold a JSON object"),
+])
+def test_chat_template_that_is_none(refused, checkpoint, file, content, expected):
+    path = checkpoint() / file
+    path.write_bytes(content)
+    message = refused(path.parent)
+    assert str(path) in message
+    assert expected in message
+
+
 @pytest.mark.parametrize(("content", "expected"), [
     ([1], "must hold a JSON object"),
     ({"weight_map": ["model.safetensors"]}, "`weight_map` must be an object"),
