@@ -96,6 +96,13 @@ class Config:
             raise ExportError(
                 f"{self.path}: `{self.within}{key}` is {json.dumps(value)}; this exporter handles {listed} only")
 
+    def expect_each(self, key: str, allowed: str) -> None:
+        """Refuse a list, one entry a layer, in which anything else stands."""
+        value = self.values.get(key)
+        if value is not None and (not isinstance(value, list) or any(each != allowed for each in value)):
+            raise ExportError(f"{self.path}: `{self.within}{key}` is {json.dumps(value)}; this exporter handles layers "
+                              f"of {json.dumps(allowed)} only")
+
     def architecture(self) -> str:
         names = self.values.get("architectures")
         if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
@@ -104,8 +111,11 @@ class Config:
 
     def rope_theta(self) -> float:
         """The base of the rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta`."""
-        for key in ("rope_parameters", "rope_scaling"):
-            section = self.section(key).values if self.values.get(key) is not None else {}
+        sections = [key for key in ("rope_parameters", "rope_scaling") if self.values.get(key) is not None]
+        for place in (self, *map(self.section, sections)):
+            place.expect("partial_rotary_factor", (1.0, None), None)
+        for key in sections:
+            section = self.values[key]
             kind = section.get("rope_type", section.get("type", "default"))
             if kind != "default":
                 raise ExportError(
@@ -113,7 +123,7 @@ class Config:
                     "implemented",
                     f"remove `{key}` from a copy of config.json to export the model at its original context length",
                 )
-        if "rope_theta" in (self.values.get("rope_parameters") or {}):
+        if "rope_theta" in (self.values.get("rope_parameters") or ()):
             return self.section("rope_parameters").number("rope_theta")
         return self.number("rope_theta")
 
