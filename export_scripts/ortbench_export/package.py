@@ -162,7 +162,10 @@ def _old(output: Path) -> Path:
 
 def _stands_at(folder: int, path: Path) -> bool:
     """Whether an open folder has this path."""
-    return path.exists() and os.path.samestat(os.fstat(folder), path.stat())
+    try:
+        return os.path.samestat(os.fstat(folder), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:
