@@ -85,7 +85,9 @@ $(VENV_STAMP): export_scripts/requirements-test.txt
 .SECONDEXPANSION:
 name = $(patsubst %/,%,$(dir $*))
 checkpoint = models/$(patsubst %-absorbed,%,$(name))
-$(PACKAGES)/%/manifest.json: $(VENV_STAMP) $(EXPORTER_SOURCES) $$(wildcard $$(checkpoint)/*.safetensors $$(checkpoint)/*.json)
+# Whatever the exporter reads of a checkpoint; how it was trained is no part of that.
+read_files = $(filter-out %/training.json,$(wildcard $(addprefix $(checkpoint)/,*.safetensors *.json *.jinja)))
+$(PACKAGES)/%/manifest.json: $(VENV_STAMP) $(EXPORTER_SOURCES) $$(read_files)
 	@$(EXPORT) $(checkpoint) --output $(@D) --force --model-id $(name) \
 		--precision $(firstword $(subst -, ,$(notdir $*))) --flavour $(lastword $(subst -, ,$(notdir $*))) \
 		$(if $(filter %-absorbed,$(name)),--attention absorbed)

@@ -1,10 +1,14 @@
 """Read `config.json`: every value a model needs, with an error that names the key when one is absent or odd."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ortbench_export.errors import ExportError
+from ortbench_export.errors import ExportError, reading
+
+# Beyond it are infinity and not-a-number, which Python's JSON knows.
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Config:
     def number(self, key: str) -> float:
         """A positive number."""
         value = self._required(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
             raise ExportError(f"{self.path}: `{self.within}{key}` must be a positive number, not {value!r}")
         return float(value)
 
@@ -59,9 +63,18 @@ class Config:
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """A list of `count` numbers."""
         value = self._required(key)
-        if not isinstance(value, list) or len(value) != count or not all(type(each) in (int, float) for each in value):
+        if (not isinstance(value, list) or len(value) != count
+                or not all(type(each) in (int, float) and abs(each) <= LARGEST for each in value)):
             raise ExportError(f"{self.path}: `{self.within}{key}` must be a list of {count} numbers, not {value!r}")
         return tuple(map(float, value))
+
+    def tokens(self, key: str) -> tuple[int, ...]:
+        """A token id, or a list of them."""
+        value = self._required(key)
+        listed = value if isinstance(value, list) else [value]
+        if not all(type(each) is int and each >= 0 for each in listed):
+            raise ExportError(f"{self.path}: `{self.within}{key}` must be a token id or a list of them, not {value!r}")
+        return tuple(listed)
 
     def section(self, key: str) -> "Config":
         """An object within this one."""
@@ -83,6 +96,13 @@ class Config:
             raise ExportError(
                 f"{self.path}: `{self.within}{key}` is {json.dumps(value)}; this exporter handles {listed} only")
 
+    def expect_each(self, key: str, allowed: str) -> None:
+        """Refuse a list, one entry a layer, in which anything else stands."""
+        value = self.values.get(key)
+        if value is not None and (not isinstance(value, list) or any(each != allowed for each in value)):
+            raise ExportError(f"{self.path}: `{self.within}{key}` is {json.dumps(value)}; this exporter handles layers "
+                              f"of {json.dumps(allowed)} only")
+
     def architecture(self) -> str:
         names = self.values.get("architectures")
         if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
@@ -91,8 +111,11 @@ class Config:
 
     def rope_theta(self) -> float:
         """The base of the rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta`."""
-        for key in ("rope_parameters", "rope_scaling"):
-            section = self.values.get(key) or {}
+        sections = [key for key in ("rope_parameters", "rope_scaling") if self.values.get(key) is not None]
+        for place in (self, *map(self.section, sections)):
+            place.expect("partial_rotary_factor", (1.0, None), None)
+        for key in sections:
+            section = self.values[key]
             kind = section.get("rope_type", section.get("type", "default"))
             if kind != "default":
                 raise ExportError(
@@ -100,7 +123,7 @@ class Config:
                     "implemented",
                     f"remove `{key}` from a copy of config.json to export the model at its original context length",
                 )
-        if "rope_theta" in (self.values.get("rope_parameters") or {}):
+        if "rope_theta" in (self.values.get("rope_parameters") or ()):
             return self.section("rope_parameters").number("rope_theta")
         return self.number("rope_theta")
 
@@ -117,7 +140,8 @@ def read_config(path: Path) -> Config:
         raise ExportError(f"{path} does not exist", "name a Hugging Face checkpoint folder, or `--config FILE`")
     values = read_json(path)
     if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "unknown")
+        section = values["quantization_config"]
+        method = section.get("quant_method", "unknown") if isinstance(section, dict) else section
         raise ExportError(f"{path}: the checkpoint is quantized already (`{method}`)",
                           "export the original fp32, fp16 or bf16 checkpoint")
     return Config(path, values)
@@ -126,7 +150,8 @@ def read_config(path: Path) -> Config:
 def read_json(path: Path) -> dict:
     """A JSON object."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{path} is not JSON: {error}", "fetch the file again") from error
     if not isinstance(values, dict):
@@ -146,14 +171,16 @@ class SpecialTokens:
 def special_tokens(config: Config) -> SpecialTokens:
     """From `generation_config.json` beside the config where it says, otherwise from the config itself, or from its
     section about text."""
-    generation_path = config.path.parent / "generation_config.json"
-    generation = read_json(generation_path) if generation_path.is_file() else {}
+    generation = config.path.parent / "generation_config.json"
+    places = [Config(generation, read_json(generation))] if generation.is_file() else []
+    places.append(config)
+    if config.values.get("text_config") is not None:
+        places.append(config.section("text_config"))
 
-    places = (generation, config.values, config.values.get("text_config") or {})
+    def find(key: str) -> tuple[int, ...]:
+        return next((place.tokens(key) for place in places if place.values.get(key) is not None), ())
 
-    def find(key):
-        return next((place[key] for place in places if place.get(key) is not None), None)
+    def single(key: str) -> int | None:
+        return next(iter(find(key)), None)
 
-    eos = find("eos_token_id")
-    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    return SpecialTokens(find("bos_token_id"), find("pad_token_id"), tuple(eos))
+    return SpecialTokens(single("bos_token_id"), single("pad_token_id"), find("eos_token_id"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from ortbench_export import genai
 from ortbench_export.checkpoint import Checkpoint, revision_of
 from ortbench_export.config import Config, read_config, special_tokens
+from ortbench_export.errors import ExportError
 from ortbench_export.graph import Graph, PackageGraphs
 from ortbench_export.journal import export_identity
 from ortbench_export.manifest import ModelOrigin, PackageFile, manifest
@@ -107,7 +108,8 @@ def _write(graphs: PackageGraphs, genai_graph: Graph | None, shape: ModelShape, 
     tokenizer, template = tokenizer_file(config.path.parent), chat_template(config.path.parent)
     tokens = special_tokens(config)
     small = {graph.model_file: _serialized(graph) for graph in graphs.graphs}
-    identity = export_identity(graphs.source.identity(), [*small.values(), config.path.read_bytes()])
+    source = graphs.source.identity()
+    identity = export_identity(source, [*small.values(), config.path.read_bytes()])
     if genai_graph is not None:
         small |= _genai_files(genai_graph, graphs.of("decoder"), shape, config)
     if tokenizer is not None:
@@ -123,8 +125,13 @@ def _write(graphs: PackageGraphs, genai_graph: Graph | None, shape: ModelShape, 
         for graph in graphs.graphs:
             digest = write_plan(graph.plan, folder / graph.data_file, journal, progress)
             files.append(PackageFile(graph.data_file, graph.plan.total_bytes, digest))
+        origin = replace(origin, revision=revision())
+        if graphs.source.identity() != source:
+            journal.forget()
+            raise ExportError(f"the checkpoint in {config.path.parent} changed while it was read",
+                              "run the export again")
         write_manifest(folder, manifest(
-            graphs, shape, replace(origin, revision=revision()), tokens,
+            graphs, shape, origin, tokens,
             "tokenizer.json" if tokenizer is not None else None,
             "chat_template.jinja" if template is not None else None, files,
         ))

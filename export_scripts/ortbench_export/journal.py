@@ -60,6 +60,11 @@ class Journal:
         self.checkpoint_hashes[name] = sha256
         self._append({"checkpoint": name, "sha256": sha256})
 
+    def forget(self) -> None:
+        """There is nothing to go on from."""
+        self._marks.clear()
+        self.checkpoint_hashes.clear()
+
     @property
     def files(self) -> set[str]:
         """Names of the files that have marks."""

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ortbench_export.errors import ExportError
@@ -39,17 +39,25 @@ def package_folder(output: Path, needed_bytes: int, force: bool, identity: str) 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ExportError(f"another export is writing {output}", "wait for it, or choose another `--output`") \
-                from None
-        yield from _fill(temporary, output, needed_bytes, identity)
+            alone = False
+        else:
+            # Another export may have finished since the folder was opened, and renamed it.
+            alone = _stands_at(lock, temporary)
+        if not alone:
+            raise ExportError(f"another export is writing {output}", "wait for it, or choose another `--output`")
+        yield from _fill(temporary, lock, output, needed_bytes, force, identity)
     finally:
         os.close(lock)
 
 
-def _fill(temporary: Path, output: Path, needed_bytes: int, identity: str) -> Iterator[tuple[Path, Journal]]:
+def _fill(temporary: Path, lock: int, output: Path, needed_bytes: int, force: bool,
+          identity: str) -> Iterator[tuple[Path, Journal]]:
     """The part of `package_folder` that has the folder for itself."""
-    journal = Journal(temporary / JOURNAL, identity)
+    journal, whole, fresh = None, False, not any(temporary.iterdir())
     try:
+        _settle(output)
+        _check_output(output, force)
+        journal = Journal(temporary / JOURNAL, identity)
         if journal.forgotten:
             print(f"note: what lies in {temporary} is of another export and is removed", file=sys.stderr)
         for leftover in temporary.iterdir():
@@ -57,26 +65,34 @@ def _fill(temporary: Path, output: Path, needed_bytes: int, identity: str) -> It
                 leftover.unlink()
         _check_space(temporary, needed_bytes - journal.done_bytes)
         yield temporary, journal
-        journal.path.unlink()
+        whole = True
         _sync_folder(temporary)
-        _replace(temporary, output)
+        _place(temporary, output)
     except BaseException as error:
-        left = "nothing was left behind"
-        if journal.done_bytes:
-            left = (f"{100 * journal.done_bytes // needed_bytes} % is done and stays in {temporary}: run the same "
-                    "command again to go on, or remove that folder")
-        else:
+        if whole and _stands_at(lock, output):
+            # Only tidying was cut short; the next export does it.
+            return
+        with suppress(OSError):
+            _settle(output)
+        done, left = journal.done_bytes if journal else 0, "nothing was left behind"
+        if done:
+            left = (f"{100 * done // needed_bytes} % is done and stays in {temporary}: run the same command again to "
+                    "go on, or remove that folder")
+        elif journal or fresh:
             shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            left = f"{temporary} stays as it was"
         if isinstance(error, OSError):
             raise ExportError(f"writing {output} failed: {error.strerror or error}",
                               f"make room or choose another `--output`; {left}") from error
-        if isinstance(error, ExportError) and journal.done_bytes:
+        if isinstance(error, ExportError) and done:
             raise ExportError(error.message, "; ".join(filter(None, [error.hint, left]))) from error
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(left) from None
         raise
     finally:
-        journal.close()
+        if journal:
+            journal.close()
 
 
 def write_file(folder: Path, name: str, content: bytes) -> PackageFile:
@@ -114,16 +130,42 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _replace(temporary: Path, output: Path) -> None:
-    if not output.exists():
-        temporary.rename(output)
-    else:
-        old = output.with_name(f".{output.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+def _place(temporary: Path, output: Path) -> None:
+    """Give the package its name. It is there with the second rename, and what comes after must not fail any more."""
+    old = _old(output)
+    if output.exists():
         output.rename(old)
-        temporary.rename(output)
+    temporary.rename(output)
+    with suppress(OSError, KeyboardInterrupt):
+        (output / JOURNAL).unlink(missing_ok=True)
+        _sync_folder(output.parent)
+        _settle(output)
+    if old.exists():
+        print(f"note: {old}, the package that was replaced, is not removed yet", file=sys.stderr)
+
+
+def _settle(output: Path) -> None:
+    """Finish what an export that ended within `_place` had begun: the old package comes back unless there is a new."""
+    old = _old(output)
+    if old.is_symlink() and output.exists():
+        old.unlink()
+    elif old.exists() and output.exists():
         shutil.rmtree(old)
-    _sync_folder(output.parent)
+    elif old.exists():
+        old.rename(output)
+
+
+def _old(output: Path) -> Path:
+    """Where a package is while another takes its place."""
+    return output.with_name(f".{output.name}.old")
+
+
+def _stands_at(folder: int, path: Path) -> bool:
+    """Whether an open folder has this path."""
+    try:
+        return os.path.samestat(os.fstat(folder), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

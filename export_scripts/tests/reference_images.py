@@ -61,11 +61,13 @@ def features(config: dict, weights: dict[str, np.ndarray], pixels: np.ndarray, g
 
 def logits(config: dict, weights: dict[str, np.ndarray], ids: np.ndarray, positions: np.ndarray,
            rows: np.ndarray | None = None) -> np.ndarray:
-    """Logits `[length, vocab]` of one sequence with `positions` `[3, length]` and the features of its images."""
+    """Logits `[length, vocab]` of one sequence with `positions` `[3, length]` and the features of its images; image
+    tokens beyond those are ordinary."""
     text = config["text_config"]
     hidden, width, epsilon = text["hidden_size"], text["head_dim"], text["rms_norm_eps"]
     groups = text["num_attention_heads"] // text["num_key_value_heads"]
     image = ids == config["image_token_id"]
+    image &= image.cumsum() <= (0 if rows is None else len(rows))
     x = weights[f"{TEXT}embed_tokens.weight"][ids].astype(np.float64)
     stack = [] if rows is None else np.split(rows, rows.shape[1] // hidden, axis=1)
     if len(stack):

@@ -82,7 +82,18 @@ def test_config_that_is_not_json(refused, tmp_path):
     ({"use_sliding_window": True}, "`use_sliding_window` is true"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling `yarn`"),
     ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads"),
+    ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5; this exporter handles 1.0 or null only"),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "`rope_parameters.partial_rotary_factor`"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, '`layer_types` is ["full_attention", "sliding_atten'),
+    ({"rope_scaling": "yarn"}, "config.json: `rope_scaling` must be an object, not 'yarn'"),
+    ({"rms_norm_eps": float("nan")}, "config.json: `rms_norm_eps` must be a positive number, not nan"),
+    ({"rope_theta": float("inf")}, "config.json: `rope_theta` must be a positive number, not inf"),
+    ({"eos_token_id": "</s>"}, "config.json: `eos_token_id` must be a token id or a list of them, not '</s>'"),
+    ({"eos_token_id": [2, None]}, "`eos_token_id` must be a token id or a list of them, not [2, None]"),
+    ({"bos_token_id": 1.5}, "`bos_token_id` must be a token id"),
+    ({"text_config": [1]}, "`text_config` must be an object"),
     ({"quantization_config": {"quant_method": "awq"}}, "quantized already (`awq`)"),
+    ({"quantization_config": "fp8"}, "quantized already (`fp8`)"),
 ])
 def test_config_that_cannot_be_exported(refused, checkpoint, tmp_path, changes, expected):
     folder = checkpoint()
@@ -126,6 +137,49 @@ def test_missing_shard(refused, checkpoint):
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00001-of-00002.safetensors is missing" in refused(folder)
+
+
+@pytest.mark.parametrize(("file", "content", "expected"), [
+    ("chat_template.jinja", b"\xff", "is not UTF-8"),
+    ("chat_template.json", b'{"chat_template": ["default"]}', "must be a string or a list of named templates"),
+    ("tokenizer_config.json", b"[]", "must hold a JSON object"),
+])
+def test_chat_template_that_is_none(refused, checkpoint, file, content, expected):
+    path = checkpoint() / file
+    path.write_bytes(content)
+    message = refused(path.parent)
+    assert str(path) in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    ([1], "must hold a JSON object"),
+    ({"weight_map": ["model.safetensors"]}, "`weight_map` must be an object"),
+    ({"weight_map": {"model.norm.weight": None}}, "`weight_map.model.norm.weight` must be a file's name, not None"),
+    ({"weight_map": {"model.norm.weight": "../x.safetensors"}}, "must be a file's name, not '../x.safetensors'"),
+])
+def test_index_that_is_none(refused, checkpoint, content, expected):
+    index = checkpoint() / "model.safetensors.index.json"
+    index.write_text(json.dumps(content))
+    message = refused(index.parent)
+    assert str(index) in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("change", [
+    {"data_offsets": [0, 64, 128]}, {"data_offsets": [0, None]}, {"data_offsets": [-128, 0]},
+    {"data_offsets": [128, 0]}, {"data_offsets": None},
+    {"shape": [-64]}, {"shape": ["64"]}, {"shape": None}, {"dtype": ["BF16"]},
+])
+def test_header_that_describes_no_tensor(refused, checkpoint, change):
+    file = checkpoint() / "model.safetensors"
+    whole = file.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:end])
+    header["model.norm.weight"] |= change
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + whole[end:])
+    assert f"tensor `model.norm.weight` in {file} has no type, shape and range of bytes" in refused(file.parent)
 
 
 def test_shard_of_another_revision(refused, checkpoint):

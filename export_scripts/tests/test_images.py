@@ -146,7 +146,22 @@ def test_prefill_in_chunks_may_cut_an_image(packages, flavour):
     assert relative_error(np.concatenate(result, axis=1), arrays["logits"]) < 1e-4
 
 
-def test_an_image_token_without_features_is_an_error(packages):
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_generated_image_token_is_a_token_like_others(packages, flavour):
+    """With an image before it, and without."""
+    case = load_case(IMAGES[0])
+    arrays, decoder = case.arrays, Decoder(packages(IMAGES[0], ExportOptions("fp32", flavour)))
+    found = arrays["features"][: (arrays["ids"] == case.config["image_token_id"]).sum()]
+    for ids, positions, rows in ((arrays["ids"].copy(), arrays["positions"], found),
+                                 (arrays["text_ids"].copy(), None, None)):
+        start = ids.shape[1] - 16
+        ids[0, start + 3 : start + 5] = case.config["image_token_id"]
+        result = decoder.run(ids, start, positions, rows)[0]
+        places = np.tile(np.arange(ids.shape[1]), (3, 1)) if positions is None else positions[:, 0]
+        assert relative_error(result, logits(case.config, case.weights, ids[0], places, rows)) < 1e-4
+
+
+def test_an_image_token_beyond_the_features_is_an_error(packages):
     case = load_case(IMAGES[0])
     decoder = Decoder(packages(IMAGES[0], ExportOptions("fp32")))
     found = case.arrays["features"]

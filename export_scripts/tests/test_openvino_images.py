@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from decoding import Decoder, Vision
 from golden_cases import IMAGES, load_case, relative_error
+from reference_images import logits as reference_logits
 from test_images import BITS, HALF_TOLERANCE, expected, prompt, shown
 
 from ortbench_export.options import FLAVOURS, PRECISIONS, ExportOptions
@@ -43,6 +44,18 @@ def test_agrees_with_the_reference(packages, name, precision, flavour):
     if precision == "fp32":
         assert relative_error(padded, arrays["batch_logits"]) < tolerance
         assert relative_error(decoder.run(arrays["text_ids"], 9), arrays["text_logits"]) < tolerance
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_generated_image_token_is_a_token_like_others(packages, flavour):
+    case = load_case(IMAGES[0])
+    ids, found, start = case.arrays["ids"].copy(), case.arrays["features"], prompt(case)
+    found = found[: (ids == case.config["image_token_id"]).sum()]
+    ids[0, start + 3 : start + 5] = case.config["image_token_id"]
+    decoder = Decoder(packages(IMAGES[0], ExportOptions("fp32", flavour)), [PROVIDER])
+    result = decoder.run(ids, start, case.arrays["positions"], found)[0]
+    reference = reference_logits(case.config, case.weights, ids[0], case.arrays["positions"][:, 0], found)
+    assert relative_error(result, reference) < 1e-4
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

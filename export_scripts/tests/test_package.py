@@ -138,13 +138,18 @@ def test_a_folder_of_the_hugging_face_cache_is_named_after_its_repository(tmp_pa
     assert export(tmp_path / "package", ExportOptions(), checkpoint)["model"]["id"] == "Qwen3-0.6B"
 
 
-def test_a_template_file_wins_over_the_tokenizer_config(tmp_path):
+def test_template_files_win_over_the_tokenizer_config(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     write_sparse_checkpoint(checkpoint, qwen3_config())
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old"}))
-    (checkpoint / "chat_template.jinja").write_text("new")
-    export(tmp_path / "package", ExportOptions(), checkpoint)
-    assert (tmp_path / "package" / "chat_template.jinja").read_text() == "new"
+    contents = {
+        "tokenizer_config.json": json.dumps({"chat_template": [{"name": "default", "template": "oldest"}]}),
+        "chat_template.json": json.dumps({"chat_template": "old"}),
+        "chat_template.jinja": "new",
+    }
+    for (file, content), expected in zip(contents.items(), ("oldest", "old", "new"), strict=True):
+        (checkpoint / file).write_text(content)
+        export(tmp_path / expected, ExportOptions(), checkpoint)
+        assert (tmp_path / expected / "chat_template.jinja").read_text() == expected
 
 
 def test_a_head_stored_beside_a_tied_embedding_is_ignored(tmp_path):

@@ -96,7 +96,7 @@ def _sparse_layers(config: Config, layers: int) -> frozenset[int]:
     types = config.values.get("mlp_layer_types")
     if types is None:
         return frozenset(range(config.natural("first_k_dense_replace", 1), layers))
-    if not isinstance(types, list) or len(types) != layers or not set(types) <= {"dense", "sparse"}:
+    if not isinstance(types, list) or len(types) != layers or any(kind not in ("dense", "sparse") for kind in types):
         raise ExportError(f"{config.path}: `mlp_layer_types` must say `dense` or `sparse` of each of {layers} layers")
     return frozenset(layer for layer, kind in enumerate(types) if kind == "sparse")
 

@@ -58,6 +58,7 @@ def read_decoder(config: Config, tied_by_default: bool | None, source: str = "mo
     tied = config.values.get("tie_word_embeddings", tied_by_default)
     if not isinstance(tied, bool):
         raise ExportError(f"{config.path} lacks `tie_word_embeddings`", "add it as true or false")
+    config.expect_each("layer_types", "full_attention")
     return DecoderShape(config.integer("num_hidden_layers"), config.integer("hidden_size"),
                         config.integer("vocab_size"), config.number("rms_norm_eps"),
                         config.integer("max_position_embeddings"), tied, source)

@@ -9,14 +9,18 @@ from ortbench_export.graph import ONNX_TYPES, Graph, Port
 
 def image_features(graph: Graph, ids: str, x: str, image_token: int, hidden: int, deepstack: int) -> tuple[str, Behind]:
     """Add the input `image_features`, a row for each `image_token` in `ids` `[batch, sequence]`, in their order, row by
-    row of the batch; there may be none. A row holds `hidden` numbers that take the place of the token's embedding in
-    `x`, and as many again for each of the first `deepstack` layers.
+    row of the batch. A row holds `hidden` numbers that take the place of the token's embedding in `x`, and as many
+    again for each of the first `deepstack` layers. Without any row an image token is a token like others: a model may
+    generate one.
 
     The embedded tokens, and what a decoder does behind each layer.
     """
     name, dtype, width = "/model/image_features", graph.options.dtype, (1 + deepstack) * hidden
     features = graph.add_input(Port("image_features", "image_features", dtype, ("image_tokens", width)))
+    count = graph.node("Shape", f"{name}/Shape_features", [features], start=0, end=1)
+    shown = graph.node("Greater", f"{name}/Greater", [count, graph.constant(0)])
     here = graph.node("Equal", f"{name}/Equal", [ids, graph.constant(image_token)])
+    here = graph.node("And", f"{name}/And", [here, shown])
     rows = _rows(graph, name, ids, here)
     # What is no image takes the first row.
     zero = helper.make_tensor("zero", ONNX_TYPES[dtype], [1], [0.0])
