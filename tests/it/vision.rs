@@ -152,6 +152,14 @@ fn a_batch_of_pictures_answers_like_each_prompt_alone() {
         let together = answers(&prompts);
         let alone: Vec<_> = prompts.iter().flat_map(|prompt| answers(std::slice::from_ref(prompt))).collect();
         assert_eq!(together, alone, "{name}");
+        // A generated image token is a token like others: no image stands behind it.
+        let token = package.manifest.image.as_ref().expect("images").image_token;
+        let text = [Prompt::text(vec![1, 2, 3])];
+        let features = model.see(&text).expect("no features");
+        let mut decoder = engine::Decoder::new(&model, 1, 8).expect("a decoder");
+        decoder.prefill(&mut model, &text, &features).expect("a prefill");
+        decoder.step(&mut model, &[token]).expect("a step");
+        assert!(decoder.logits().iter().all(|logit| logit.is_finite()), "{name}");
     }
 }
 
