@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Writes docs/support.md from the run of matrix.yaml beside this file: `python docs/measurements/support/table.py`."""
 
 import csv
@@ -67,7 +68,7 @@ def fallback(row: dict[str, str]) -> str:
 
 def short(reason: str) -> str:
     """The operator and the cause, without the path that a message has in between."""
-    found = re.search(r"ONNX Runtime (\S+) .* does not take the operator (`\S+`) .*: (.*)$", reason)
+    found = re.search(r"ONNX Runtime (\S+) .* does not take the operator (`\S+?`) of [^(]*\(node `[^`]*`\): (.*)$", reason)
     return f"ONNX Runtime {found[1]} does not take {found[2]}: {found[3]}" if found else reason
 
 
