@@ -2,10 +2,12 @@
 
 mod chat;
 mod genai;
+mod image;
 mod manifest;
 pub mod onnx;
 
 pub use chat::{ChatMessage, ChatTemplate, Content, Part};
+pub use image::{Image, Resample};
 pub use manifest::*;
 
 use manifest::EXPORT_AGAIN;
