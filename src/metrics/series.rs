@@ -176,7 +176,7 @@ pub const SERIES: &[Series] = &[
         Some(Memory),
         Lower,
         false,
-        "Largest RssAnon while the vision tower ran. Empty for prompts of text.",
+        "Largest RssAnon while the vision tower ran, read every 10 ms and at its end. Empty for prompts of text.",
     ),
     series("prefill_peak_anonymous_bytes", "bytes", Some(Memory), Lower, false, "Largest RssAnon during prefill."),
     series(

@@ -11,8 +11,9 @@ use crate::stats::{Ratio, Summary, Verdict};
 use crate::units;
 
 /// The series that the table shows, and what people call them. The rest is in `summary.csv`.
-const SHOWN: [(&str, &str); 8] = [
+const SHOWN: [(&str, &str); 9] = [
     ("ttft_seconds", "time to first token"),
+    ("vision_seconds", "  vision tower"),
     ("prefill_tokens_per_second", "prefill, tokens/s"),
     ("tpot_seconds", "time per output token"),
     ("decode_tokens_per_second", "decode, tokens/s"),
