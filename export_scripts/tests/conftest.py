@@ -1,5 +1,6 @@
 """What the parity tests of every architecture share."""
 
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from golden_cases import load_case
 
 from ortbench_export.export import Destination, export_checkpoint
 from ortbench_export.options import ExportOptions
+
+# A shell without job control starts background jobs with SIGINT ignored, and their children inherit that: exports that
+# the tests interrupt would not notice.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = Path(__file__).parents[2] / "models" / "qwen3-tiny"
 
