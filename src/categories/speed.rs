@@ -51,7 +51,7 @@ impl Measure for Speed {
             }
             let prompt_tokens = f64::from(cell.workload.prompt_tokens) * batch as f64;
             report.samples("ttft_seconds", repetition, vec![run.ttft])?;
-            if prompter.has_images() {
+            if cell.workload.image.is_some() {
                 report.samples("image_preparation_seconds", repetition, vec![run.preparation])?;
                 report.samples("vision_seconds", repetition, vec![run.vision])?;
                 smallest = smallest.min(run.preparation).min(run.vision);

@@ -93,8 +93,7 @@ impl Inputs {
         columns: usize,
         starts: &[usize],
     ) -> Result<()> {
-        let axes = if model.ports.mrope { MROPE_AXES } else { 1 };
-        let positions = bindings.write::<i64>(self.positions, axes * self.batch * columns);
+        let positions = bindings.write::<i64>(self.positions, position_axes(model) * self.batch * columns);
         // Padding gets position 1, as Hugging Face's masked positions do; it is never attended to.
         positions.fill(1);
         self.offsets = vec![0; self.batch];
@@ -157,8 +156,9 @@ impl Inputs {
         for (slot, token) in bindings.write::<i64>(self.ids, self.batch).iter_mut().zip(tokens) {
             *slot = i64::from(*token);
         }
-        let axes = if model.ports.mrope { MROPE_AXES } else { 1 };
-        for axis in bindings.write::<i64>(self.positions, axes * self.batch).chunks_exact_mut(self.batch) {
+        for axis in
+            bindings.write::<i64>(self.positions, position_axes(model) * self.batch).chunks_exact_mut(self.batch)
+        {
             for ((slot, length), offset) in axis.iter_mut().zip(&self.lengths).zip(&self.offsets) {
                 *slot = *length as i64 + offset;
             }
@@ -206,4 +206,9 @@ impl Inputs {
             }
         }
     }
+}
+
+/// Positions that the graph takes of a token.
+fn position_axes(model: &Model) -> usize {
+    if model.ports.mrope { MROPE_AXES } else { 1 }
 }

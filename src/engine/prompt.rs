@@ -165,11 +165,6 @@ impl Prompter {
     pub fn prompts(&self) -> Result<Vec<Prompt>> {
         self.prompts_with(self.images()?)
     }
-
-    /// Whether the prompts have images.
-    pub fn has_images(&self) -> bool {
-        self.picture.is_some()
-    }
 }
 
 impl Picture {

@@ -63,9 +63,7 @@ impl Image {
             std: self.std.map(|std| std as f32),
         }
     }
-}
 
-impl Image {
     /// Bytes that an image of this grid holds during a prompt: its patches, and its features in the tower's output, in a
     /// list of all, and in the decoder's input.
     pub fn held_bytes(&self, grid: Grid) -> u64 {
