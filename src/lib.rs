@@ -12,6 +12,7 @@ pub mod results;
 
 pub mod engine;
 pub mod probe;
+pub mod tasks;
 
 pub mod package;
 pub mod runtime;

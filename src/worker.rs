@@ -73,8 +73,9 @@ fn work(job: &Job, report: &Reporter) -> Result<()> {
             report.fact("devices", runtime.devices().join(", "))
         }
         Work::Ceilings { threads } => categories::ceilings(&runtime, *threads, report),
-        Work::Measure { cell, category, process } => {
-            let context = categories::Context { runtime: &runtime, cell, process: *process, report };
+        Work::Measure { cell, category, process, reference } => {
+            let reference = reference.as_deref();
+            let context = categories::Context { runtime: &runtime, cell, process: *process, reference, report };
             categories::of(*category).measure(&context)
         }
     }

@@ -1,5 +1,6 @@
 //! What is measured: one file a category, one trait, one row in [`of`].
 
+mod accuracy;
 mod ceilings;
 mod common;
 mod memory;
@@ -7,6 +8,8 @@ mod speed;
 mod throughput;
 
 pub use ceilings::ceilings;
+
+use std::path::Path;
 
 use crate::cell::{Category, Cell};
 use crate::error::Result;
@@ -21,6 +24,8 @@ pub struct Context<'a> {
     pub cell: &'a Cell,
     /// Which of the cell's repeated processes this is.
     pub process: u32,
+    /// The folder of the reference's answers, which the reference itself writes.
+    pub reference: Option<&'a Path>,
     /// Where figures go.
     pub report: &'a Reporter,
 }
@@ -40,5 +45,6 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Speed => &speed::Speed,
         Category::Throughput => &throughput::Throughput,
         Category::Memory => &memory::Memory,
+        Category::Accuracy => &accuracy::Accuracy,
     }
 }

@@ -127,7 +127,10 @@ impl Checker<'_> {
             models,
             backends,
             matrix,
-            categories: file.categories.as_ref().map_or_else(|| Category::ALL.to_vec(), |axis| self.categories(axis)),
+            categories: file.categories.as_ref().map_or_else(
+                || vec![Category::Speed, Category::Throughput, Category::Memory],
+                |axis| self.categories(axis),
+            ),
             prompt: self.prompt(file.prompt.as_ref()),
             measurement: self.measurement(file.measurement.as_ref().unwrap_or(&MeasurementEntry::default())),
             strict_placement: file.strict_placement.unwrap_or(false),

@@ -95,6 +95,7 @@ impl Checked {
             categories: self.categories.clone(),
             measurement: self.measurement.clone(),
             strict_placement: self.strict_placement,
+            accuracy: None,
         };
         // Later rules win.
         for rule in self.overrides.iter().filter(|rule| rule.when.matches(point)) {

@@ -96,7 +96,7 @@ impl FromStr for Behaviour {
 /// A rule that does not parse.
 pub fn behaviour(script: &str, job: &Job) -> Result<Behaviour, String> {
     let subject = match &job.work {
-        Work::Measure { cell, category, process } => format!("{}/{category}/{process}", cell.id),
+        Work::Measure { cell, category, process, .. } => format!("{}/{category}/{process}", cell.id),
         Work::Ceilings { threads } => format!("ceilings/{threads}"),
         Work::Describe => "describe".to_owned(),
     };
@@ -143,7 +143,7 @@ pub fn run(job: &Job, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
         _ => {}
     }
     match &job.work {
-        Work::Measure { cell, category, process } => measure(cell, *category, *process, behaviour, emit),
+        Work::Measure { cell, category, process, .. } => measure(cell, *category, *process, behaviour, emit),
         Work::Ceilings { .. } => {
             for ceiling in metrics::CEILINGS {
                 if *behaviour == Behaviour::Lack(ceiling.name.to_owned()) {
@@ -232,7 +232,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
             generate_tokens: 8,
             prompt: PromptSource::RandomTokens { seed: 1 },
         },
-        categories: Category::ALL.to_vec(),
+        categories: vec![Category::Speed, Category::Throughput, Category::Memory],
         measurement: MeasurementPlan {
             warmup: 1,
             repetitions: 5,
@@ -242,6 +242,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
             quick: false,
         },
         strict_placement: false,
+        accuracy: None,
     }
 }
 
@@ -255,6 +256,7 @@ pub fn facts(_cell: &Cell) -> BTreeMap<String, FactValue> {
         (_, FactKind::Bool) => true.into(),
         (_, FactKind::Integer) => 1_000_000_u64.into(),
         (_, FactKind::Float) => 1e6.into(),
+        (_, FactKind::Score) => 0.5.into(),
         (_, FactKind::Text) => "fake".into(),
     };
     FACTS.iter().map(|fact| (fact.name.to_owned(), value(fact))).collect()

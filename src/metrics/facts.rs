@@ -1,6 +1,6 @@
 //! Figures and words that a process gives once: one row each.
 
-use Category::Speed;
+use Category::{Accuracy, Speed};
 
 use super::{Fact, FactKind};
 use crate::cell::Category;
@@ -88,6 +88,134 @@ pub const FACTS: &[Fact] = &[
         FactKind::Text,
         Some(Speed),
         "First 16 digits of the SHA-256 of the generated ids of the first measured repetition: equal hashes, equal tokens.",
+    ),
+    fact(
+        "accuracy_score",
+        FactKind::Score,
+        Some(Accuracy),
+        "Mean over the cell's tasks, but for perplexities, of the figure that stands for each (tasks.csv has them all).",
+    ),
+    fact(
+        "accuracy_score_stderr",
+        FactKind::Score,
+        Some(Accuracy),
+        "Standard error of that mean, tasks taken as independent: √Σ stderr² ÷ tasks.",
+    ),
+    fact("accuracy_tasks", FactKind::Text, Some(Accuracy), "Each task's score, its standard error and its items."),
+    fact("accuracy_items", FactKind::Integer, Some(Accuracy), "Items scored, over all tasks."),
+    fact(
+        "accuracy_truncated_requests",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Requests that were cut from the left to fit the model's context.",
+    ),
+    fact("accuracy_scoring_seconds", FactKind::Float, Some(Accuracy), "Wall time of all tasks, without loading."),
+    fact(
+        "accuracy_gate",
+        FactKind::Text,
+        Some(Accuracy),
+        "`pass` or `fail`: whether every task keeps the matrix's `accuracy_floor`; empty without a floor.",
+    ),
+    fact(
+        "accuracy_gate_detail",
+        FactKind::Text,
+        Some(Accuracy),
+        "The task that is furthest below its reference, with both scores, and the floor.",
+    ),
+    fact(
+        "accuracy_of_reference_ratio",
+        FactKind::Score,
+        Some(Accuracy),
+        "The smallest ratio of a task's score to the reference's (for perplexities, the reference's to the cell's).",
+    ),
+    fact(
+        "answer_flips",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Items that the reference answers otherwise, over all tasks.",
+    ),
+    fact("answer_flips_to_right", FactKind::Integer, Some(Accuracy), "Of these, from wrong to right."),
+    fact("answer_flips_to_wrong", FactKind::Integer, Some(Accuracy), "Of these, from right to wrong."),
+    fact("reference_cell", FactKind::Text, Some(Accuracy), "The cell whose answers this one is compared with."),
+    fact("fidelity_tokens", FactKind::Integer, Some(Accuracy), "Tokens over which distributions were compared."),
+    fact(
+        "kl_divergence_mean",
+        FactKind::Score,
+        Some(Accuracy),
+        "Mean of KL(reference ‖ cell) over the tokens, in nats; the reference's logits are stored as docs/accuracy.md says.",
+    ),
+    fact(
+        "kl_divergence_mean_stderr",
+        FactKind::Score,
+        Some(Accuracy),
+        "Its standard error, tokens taken as independent.",
+    ),
+    fact("kl_divergence_median", FactKind::Score, Some(Accuracy), "Median over the tokens, in nats."),
+    fact("kl_divergence_p90", FactKind::Score, Some(Accuracy), "90th percentile over the tokens, in nats."),
+    fact("kl_divergence_p99", FactKind::Score, Some(Accuracy), "99th percentile; empty below 100 tokens."),
+    fact("kl_divergence_max", FactKind::Score, Some(Accuracy), "Largest over the tokens, in nats."),
+    fact(
+        "top1_agreement_share",
+        FactKind::Score,
+        Some(Accuracy),
+        "Share of tokens at which cell and reference choose the same next token.",
+    ),
+    fact("top1_agreement_stderr", FactKind::Score, Some(Accuracy), "Its standard error: √(p(1−p)/(n−1))."),
+    fact(
+        "top5_overlap_share",
+        FactKind::Score,
+        Some(Accuracy),
+        "Mean share of the reference's five likeliest tokens that are among the cell's.",
+    ),
+    fact(
+        "rms_probability_difference",
+        FactKind::Score,
+        Some(Accuracy),
+        "Root mean square, over the tokens, of the difference in the probability of the text's own next token.",
+    ),
+    fact(
+        "max_logit_difference",
+        FactKind::Score,
+        Some(Accuracy),
+        "Largest difference of a log-probability among the tokens that the reference keeps exactly (its likeliest).",
+    ),
+    fact(
+        "perplexity",
+        FactKind::Float,
+        Some(Accuracy),
+        "exp of the mean negative log-likelihood of the fidelity text.",
+    ),
+    fact("reference_perplexity", FactKind::Float, Some(Accuracy), "The same of the reference."),
+    fact("perplexity_ratio", FactKind::Float, Some(Accuracy), "Perplexity ÷ the reference's, over the same tokens."),
+    fact(
+        "perplexity_ratio_stderr",
+        FactKind::Score,
+        Some(Accuracy),
+        "Its standard error by the delta method over paired tokens: ratio × stderr of the mean difference of log-likelihoods.",
+    ),
+    fact(
+        "greedy_generations",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Greedy continuations compared with the reference's.",
+    ),
+    fact(
+        "greedy_identical_share",
+        FactKind::Score,
+        Some(Accuracy),
+        "Share of them in which every token is the reference's.",
+    ),
+    fact(
+        "first_divergent_token_min",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Smallest index, from 0, at which a continuation leaves the reference's; empty where none does.",
+    ),
+    fact(
+        "first_divergent_token_median",
+        FactKind::Score,
+        Some(Accuracy),
+        "Median index over the continuations that leave the reference's; empty where none does.",
     ),
 ];
 

@@ -5,9 +5,11 @@
 
 mod facts;
 mod series;
+mod tasks;
 
 pub use facts::{CEILINGS, FACTS, IDENTITY};
 pub use series::{MAY_BE_ZERO, SERIES, is_empty_for};
+pub use tasks::{ITEM_FIGURES, TASK_FIGURES, TaskFigure, find_item_figure, find_task_figure};
 
 use crate::cell::Category;
 
@@ -46,8 +48,10 @@ pub enum FactKind {
     Bool,
     /// A count or a number of bytes.
     Integer,
-    /// A quantity.
+    /// A quantity that cannot be zero when it was measured.
     Float,
+    /// A score, a difference, an error: any finite number, zero among them.
+    Score,
     /// A word or a sentence.
     Text,
 }

@@ -132,6 +132,7 @@ impl Collector {
                     format!("the worker reported a series `{metric}` that this program does not know"),
                 ),
             },
+            Message::Task { .. } | Message::Items { .. } => {}
             Message::Warning { text } => self.warnings.push(text),
             Message::Done => self.verdict = Some(Verdict::Done),
             Message::Failed { status: Status::Measured, reason, .. } => {

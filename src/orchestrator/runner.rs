@@ -218,7 +218,8 @@ impl<'a> Runner<'a> {
 
     /// The job's process, from start to end; `None` when the user ended it.
     fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Vec<SampleRun>)>> {
-        let work = Work::Measure { cell: Box::new(cell.clone()), category: job.category, process: job.process };
+        let (category, process) = (job.category, job.process);
+        let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference: None };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
         let log_path = self.folder.log(job);
         let mut log = child::open_log(&log_path)?;

@@ -5,8 +5,10 @@
 //! The last message is [`Message::Done`] or [`Message::Failed`]; a worker that ends without either has crashed.
 
 mod reporter;
+mod task;
 
 pub use reporter::Reporter;
+pub use task::{ItemResults, TaskResult};
 
 use std::path::PathBuf;
 
@@ -41,6 +43,10 @@ pub enum Work {
         category: Category,
         /// Which of the cell's repeated processes this is, from 0.
         process: u32,
+        /// The folder of the reference's answers: the reference itself writes it, other cells read it. `None` where
+        /// the cell has no reference or the category needs none.
+        #[serde(default)]
+        reference: Option<PathBuf>,
     },
     /// Measure what this machine can do at most (memory bandwidth, arithmetic), with this many threads.
     Ceilings {
@@ -84,6 +90,16 @@ pub enum Message {
         /// `null`, which reads back as NaN, so that the cell becomes `invalid` and not a riddle.
         #[serde(deserialize_with = "null_as_nan")]
         values: Vec<f64>,
+    },
+    /// The result of a task set.
+    Task {
+        /// The row.
+        result: Box<TaskResult>,
+    },
+    /// Figures of a task's items.
+    Items {
+        /// The values.
+        items: ItemResults,
     },
     /// Something that the row's reader should know.
     Warning {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use super::{FactValue, Message};
+use super::{FactValue, ItemResults, Message, TaskResult};
 use crate::error::{Context, Result};
 
 /// Where messages go.
@@ -47,6 +47,16 @@ impl Reporter {
     /// Raw measurements of one repetition.
     pub fn samples(&self, metric: &str, repetition: u32, values: Vec<f64>) -> Result<()> {
         self.send(&Message::Samples { metric: metric.to_owned(), repetition, values })
+    }
+
+    /// The result of a task set.
+    pub fn task(&self, result: TaskResult) -> Result<()> {
+        self.send(&Message::Task { result: Box::new(result) })
+    }
+
+    /// Figures of a task's items.
+    pub fn items(&self, items: ItemResults) -> Result<()> {
+        self.send(&Message::Items { items })
     }
 
     /// Something that the row's reader should know.

@@ -42,6 +42,8 @@ pub fn check_fact(name: &str, value: &FactValue) -> Result<(), String> {
         .or_else(|| metrics::find_ceiling(name))
         .ok_or_else(|| format!("the worker reported a fact `{name}` that this program does not know"))?;
     match (fact.kind, value) {
+        (FactKind::Score, FactValue::Float(value)) if !value.is_finite() => Err(format!("`{name}` is not finite")),
+        (FactKind::Score, FactValue::Float(_) | FactValue::Integer(_)) => Ok(()),
         (FactKind::Float, FactValue::Integer(0)) => Err(format!("`{name}` is 0")),
         (FactKind::Float, FactValue::Float(value)) if !value.is_finite() => Err(format!("`{name}` is not finite")),
         (FactKind::Float, FactValue::Float(value)) if *value <= 0.0 => Err(format!("`{name}` is {value}")),

@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("results", 7),
     ("engine", 6),
     ("probe", 6),
+    ("tasks", 6),
     ("package", 5),
     ("runtime", 5),
     ("vision", 4),

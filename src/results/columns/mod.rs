@@ -205,7 +205,7 @@ fn fact_column(fact: &Fact, group: Group, source: Source) -> Column {
     let kind = match fact.kind {
         FactKind::Bool => Kind::Bool,
         FactKind::Integer => Kind::Integer,
-        FactKind::Float => Kind::Float,
+        FactKind::Float | FactKind::Score => Kind::Float,
         FactKind::Text => Kind::Text,
     };
     Column {

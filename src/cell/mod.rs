@@ -30,8 +30,8 @@ macro_rules! named_enum {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.name())
             }
         }
@@ -47,6 +47,10 @@ macro_rules! named_enum {
         }
     };
 }
+
+mod accuracy;
+
+pub use accuracy::{AccuracyPlan, FidelityPlan, Scoring, TaskRef, TaskSource};
 
 named_enum! {
     /// What the weights of the matrix products are stored in.
@@ -70,7 +74,7 @@ named_enum! {
 
 named_enum! {
     /// A category of measurement, each run in a fresh process.
-    Category { Speed => "speed", Throughput => "throughput", Memory => "memory" }
+    Category { Speed => "speed", Throughput => "throughput", Memory => "memory", Accuracy => "accuracy" }
 }
 
 /// Element types of inputs and outputs.
@@ -299,4 +303,7 @@ pub struct Cell {
     pub measurement: MeasurementPlan,
     /// When set, a node on another provider than the one named makes the cell `unsupported`.
     pub strict_placement: bool,
+    /// What the category `accuracy` does; `None` where it is not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Box<AccuracyPlan>>,
 }

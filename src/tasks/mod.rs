@@ -1,0 +1,55 @@
+//! Task sets: a description in YAML and items in JSON Lines become requests of token ids, and what the model makes of
+//! them becomes scores. Follows lm-evaluation-harness where it has a definition, so that numbers compare.
+//!
+//! Knows tokenizers and templates, but neither models nor ONNX Runtime: the category `accuracy` carries requests to the
+//! engine and answers back.
+
+use std::path::PathBuf;
+
+/// One item of a task set, as texts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Its id, unique in the set: the record's own `id`, or the number of its line.
+    pub id: String,
+    /// Images of the prompt, absolute, in order.
+    pub images: Vec<PathBuf>,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// What an item asks of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ask {
+    /// Which continuation is the likeliest.
+    Choice {
+        /// Context and continuation of each choice, as texts; where the context is the same, so is the string.
+        pairs: Vec<(String, String)>,
+        /// The choices alone, by whose lengths log-likelihoods are normalised.
+        choices: Vec<String>,
+        /// The right one.
+        answer: usize,
+    },
+    /// How likely a whole text is.
+    Perplexity {
+        /// The text.
+        text: String,
+        /// Words of the original text, between white space.
+        words: usize,
+        /// UTF-8 bytes of the original text.
+        bytes: usize,
+    },
+    /// What text follows.
+    Generation {
+        /// The prompt.
+        context: String,
+        /// Answers that are right.
+        answers: Vec<String>,
+    },
+    /// What program follows.
+    Code {
+        /// The prompt.
+        context: String,
+        /// The record, from which the program is made together with the completion.
+        record: serde_json::Value,
+    },
+}
