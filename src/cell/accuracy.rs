@@ -50,6 +50,8 @@ pub struct TaskRef {
     pub fewshot: Option<u32>,
     /// Whether prompts go through the model's chat template, where it is not the description's word.
     pub chat: Option<bool>,
+    /// Longest sequence in tokens, where it is not the model's context; longer ones are cut from the left.
+    pub max_length: Option<u32>,
 }
 
 /// Where a task's description comes from.
