@@ -13,7 +13,7 @@ use crate::engine::plan::CacheMode;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
 use crate::error::{Error, Result};
-use crate::package::{Dim, Padding, Port};
+use crate::package::{Dim, Port};
 use crate::runtime::{Bindings, BufferId};
 
 /// A batch in progress.
@@ -32,9 +32,26 @@ pub struct Decoder {
 #[derive(Debug)]
 struct Logits {
     buffer: BufferId,
+    /// Of the buffer, which may be longer than what the last run wrote.
     bytes: usize,
+    dtype: Dtype,
+    vocab: usize,
+    /// Positions of each row in the buffer.
+    positions: usize,
     /// Rows of the last position, where the buffer holds half precision or more than one position.
     last: Option<Vec<f32>>,
+}
+
+/// Gets a row, the index of a token among those whose logits were wanted, and the logits after it.
+pub(super) type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
+
+/// Where a batch was, to come back to.
+#[derive(Debug)]
+struct Mark {
+    columns: usize,
+    lengths: Vec<usize>,
+    /// Copies of the caches, where going on overwrites them.
+    copies: Vec<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -67,8 +84,9 @@ impl Decoder {
         let mut bindings = Bindings::new(&model.session)?;
         let cells = batch * capacity;
         let inputs = Inputs::new(&mut bindings, batch, capacity)?;
-        let bytes = batch * model.manifest().shape.vocab_size as usize * model.ports.logits.dtype.size();
-        let logits = Logits { buffer: bindings.allocate(bytes)?, bytes, last: None };
+        let (vocab, dtype) = (model.manifest().shape.vocab_size as usize, model.ports.logits.dtype);
+        let bytes = batch * vocab * dtype.size();
+        let logits = Logits { buffer: bindings.allocate(bytes)?, bytes, dtype, vocab, positions: 1, last: None };
         let mut cache = Vec::with_capacity(model.ports.cache.len());
         for (past, present) in &model.ports.cache {
             let (heads, width) = cache_dims(past)?;
@@ -100,6 +118,20 @@ impl Decoder {
     /// # Errors
     /// Empty prompts, a batch of another size, a prompt beyond the capacity, features of other images, a failed run.
     pub fn prefill(&mut self, model: &mut Model, prompts: &[Prompt], features: &Features) -> Result<()> {
+        self.prefill_wanting(model, prompts, features, &vec![1; prompts.len()])
+    }
+
+    /// The same with the logits of each row's last `tails` tokens ready afterwards ([`Decoder::tail_logits`]).
+    ///
+    /// # Errors
+    /// As [`Decoder::prefill`].
+    pub fn prefill_wanting(
+        &mut self,
+        model: &mut Model,
+        prompts: &[Prompt],
+        features: &Features,
+        tails: &[usize],
+    ) -> Result<()> {
         if prompts.len() != self.batch {
             return Err(Error::new(format!("{} prompts for a batch of {}", prompts.len(), self.batch)));
         }
@@ -113,9 +145,13 @@ impl Decoder {
                 self.capacity
             )));
         }
+        assert!(
+            tails.len() == prompts.len() && tails.iter().zip(prompts).all(|(t, p)| (1..=p.tokens.len()).contains(t)),
+            "logits of a prompt's own tokens"
+        );
         self.columns = 0;
-        self.inputs.write_prompts(&mut self.bindings, model, prompts, columns, features)?;
-        self.run(model, columns)
+        self.inputs.write_prompts(&mut self.bindings, model, prompts, columns, features, tails)?;
+        self.run(model, columns, true)
     }
 
     /// Appends one token to every row and runs the model. The logits of the new tokens are ready afterwards.
@@ -124,36 +160,128 @@ impl Decoder {
     /// A full cache, a failed run.
     pub fn step(&mut self, model: &mut Model, tokens: &[u32]) -> Result<()> {
         assert_eq!(tokens.len(), self.batch, "one token a sequence");
-        if self.columns >= self.capacity {
+        let rows: Vec<&[u32]> = tokens.chunks_exact(1).collect();
+        self.append(model, &rows, &vec![1; self.batch], true)
+    }
+
+    /// Appends several tokens to the one row of a batch of one. The logits of its last `tail` tokens are ready
+    /// afterwards.
+    ///
+    /// # Errors
+    /// A full cache, a failed run.
+    pub fn extend(&mut self, model: &mut Model, tokens: &[u32], tail: usize) -> Result<()> {
+        assert_eq!(self.batch, 1, "kernels append several tokens to one row only");
+        self.append(model, &[tokens], &[tail], true)
+    }
+
+    /// Runs what might follow each row, without keeping it in the cache; `visit` gets, for each row and each of its
+    /// tokens, the logits after it. Rows may have different numbers of tokens, or none.
+    ///
+    /// # Errors
+    /// A full cache, a failed run, what `visit` returns.
+    pub(super) fn try_out(&mut self, model: &mut Model, rows: &[&[u32]], visit: &mut Visit) -> Result<()> {
+        let longest = rows.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(());
+        }
+        let mark = self.mark(model);
+        let mut scratch = Vec::new();
+        if self.batch == 1 || model.extends_batches() {
+            let tails: Vec<usize> = rows.iter().map(|tokens| tokens.len()).collect();
+            self.append(model, rows, &tails, false)?;
+            for (row, tokens) in rows.iter().enumerate() {
+                for index in 0..tokens.len() {
+                    visit(row, index, self.tail_logits(row, index, &mut scratch))?;
+                }
+            }
+            self.rewind(&mark);
+            return Ok(());
+        }
+        for index in 0..longest {
+            // A row that has ended is fed anything: what it leaves behind lies beyond the mark.
+            let tokens: Vec<u32> = rows.iter().map(|tokens| tokens.get(index).copied().unwrap_or(0)).collect();
+            self.step(model, &tokens)?;
+            for (row, _) in rows.iter().enumerate().filter(|(_, tokens)| index < tokens.len()) {
+                visit(row, index, self.tail_logits(row, 0, &mut scratch))?;
+            }
+        }
+        self.rewind(&mark);
+        Ok(())
+    }
+
+    /// Remembers where the batch is, for [`Decoder::try_out`] to come back to.
+    fn mark(&self, model: &Model) -> Mark {
+        let overwrites = model.cache_mode == CacheMode::Append && self.batch > 1 && !model.extends_batches();
+        let layers = if overwrites { self.cache.as_slice() } else { &[] };
+        let copies = layers.iter().map(|layer| self.bindings.read::<u8>(layer.front, self.layer_bytes(layer)).to_vec());
+        Mark { columns: self.columns, lengths: self.inputs.lengths().to_vec(), copies: copies.collect() }
+    }
+
+    /// Goes back to where the batch was.
+    fn rewind(&mut self, mark: &Mark) {
+        for (layer, copy) in self.cache.iter().zip(&mark.copies) {
+            self.bindings.write::<u8>(layer.front, copy.len()).copy_from_slice(copy);
+        }
+        self.columns = mark.columns;
+        self.inputs.rewind(&mark.lengths);
+    }
+
+    /// Bytes of a cache tensor as far as it is filled.
+    fn layer_bytes(&self, layer: &Layer) -> usize {
+        self.batch * self.columns * layer.heads * layer.width * layer.past.dtype.size()
+    }
+
+    fn append(&mut self, model: &mut Model, rows: &[&[u32]], tails: &[usize], keep: bool) -> Result<()> {
+        let new = rows.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+        if self.columns + new > self.capacity {
             return Err(Error::new(format!("the cache of {} tokens is full", self.capacity)));
         }
-        self.inputs.write_tokens(&mut self.bindings, model, tokens);
-        self.run(model, 1)
+        self.inputs.write_tokens(&mut self.bindings, model, rows, new, tails);
+        self.run(model, new, keep)
+    }
+
+    /// The logits of a row after one of the tokens that were wanted, from 0; `scratch` is used where they must be
+    /// converted.
+    pub fn tail_logits<'a>(&'a self, row: usize, index: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let (logits, wanted) = (&self.logits, self.inputs.wanted());
+        assert!(index < wanted.tails[row], "logits that were not wanted");
+        let selected = logits.positions == wanted.width();
+        let position = if selected { index } else { wanted.first[row] + index };
+        let start = (row * logits.positions + position) * logits.vocab;
+        let range = start..start + logits.vocab;
+        if logits.dtype == Dtype::Float32 {
+            return &self.bindings.read::<f32>(logits.buffer, range.end)[range];
+        }
+        scratch.clear();
+        self.bindings.read_f32(logits.buffer, logits.dtype, range, scratch);
+        scratch
     }
 
     /// The logits of every row's last token: `[batch, vocabulary]`.
     pub fn logits(&self) -> ArrayView2<'_, f32> {
+        let shape = (self.batch, self.logits.vocab);
         let all: &[f32] = match &self.logits.last {
             Some(converted) => converted,
-            None => self.bindings.read(self.logits.buffer, self.logits.bytes / size_of::<f32>()),
+            None => self.bindings.read(self.logits.buffer, shape.0 * shape.1),
         };
-        let shape = (self.batch, all.len() / self.batch);
         ArrayView2::from_shape(shape, all).expect("logits are whole rows")
     }
 
-    fn run(&mut self, model: &mut Model, new: usize) -> Result<()> {
+    /// Runs `new` columns; without `keep`, what `append` mode writes is not taken for the past of the next run.
+    fn run(&mut self, model: &mut Model, new: usize, keep: bool) -> Result<()> {
         let (batch, past, total) = (self.batch, self.columns, self.columns + new);
         self.inputs.bind(&mut self.bindings, model, new, total)?;
         let ports = &model.ports;
         let bindings = &mut self.bindings;
-        let vocab = model.manifest().shape.vocab_size as usize;
-        let rows = if model.computes_selected_logits() { 1 } else { new };
-        let bytes = batch * rows * vocab * ports.logits.dtype.size();
-        if bytes > self.logits.bytes {
-            self.logits.buffer = bindings.allocate(bytes)?;
-            self.logits.bytes = bytes;
+        let positions = if model.computes_selected_logits() { self.inputs.wanted().width() } else { new };
+        let logits = &mut self.logits;
+        logits.positions = positions;
+        let bytes = batch * positions * logits.vocab * logits.dtype.size();
+        if bytes > logits.bytes {
+            logits.buffer = bindings.allocate(bytes)?;
+            logits.bytes = bytes;
         }
-        bindings.bind_output(&ports.logits.name, self.logits.buffer, ports.logits.dtype, &[batch, rows, vocab])?;
+        bindings.bind_output(&ports.logits.name, logits.buffer, logits.dtype, &[batch, positions, logits.vocab])?;
         for layer in &mut self.cache {
             let dims = |columns| [batch, layer.heads, columns, layer.width];
             match layer.back {
@@ -165,31 +293,28 @@ impl Decoder {
                 Some(back) => {
                     bindings.bind_input(&layer.past.name, layer.front, layer.past.dtype, &dims(past))?;
                     bindings.bind_output(&layer.present.name, back, layer.present.dtype, &dims(total))?;
-                    layer.back = Some(std::mem::replace(&mut layer.front, back));
+                    if keep {
+                        layer.back = Some(std::mem::replace(&mut layer.front, back));
+                    }
                 }
             }
         }
         bindings.run(&mut model.session)?;
         self.columns = total;
-        self.convert_logits(model, rows, vocab);
+        self.convert_logits();
         Ok(())
     }
 
-    /// Gathers the last rows as f32 where the graph gives another type or every position.
-    fn convert_logits(&mut self, model: &Model, rows: usize, vocab: usize) {
-        let half_precision = model.ports.logits.dtype == Dtype::Float16;
+    /// Gathers the last rows as f32 where there is one a row and the graph gives another type or every position.
+    fn convert_logits(&mut self) {
         self.logits.last = None;
-        if rows == 1 && !half_precision && self.logits.bytes == self.batch * vocab * size_of::<f32>() {
+        let one_each = self.inputs.wanted().tails.iter().all(|tail| *tail == 1);
+        if !one_each || (self.logits.positions == 1 && self.logits.dtype == Dtype::Float32) {
             return;
         }
-        let mut last = Vec::with_capacity(self.batch * vocab);
+        let (mut last, mut scratch) = (Vec::with_capacity(self.batch * self.logits.vocab), Vec::new());
         for row in 0..self.batch {
-            let position = match model.padding {
-                Padding::Right if rows > 1 => self.inputs.length(row) - 1,
-                _ => rows - 1,
-            };
-            let range = (row * rows + position) * vocab..(row * rows + position + 1) * vocab;
-            self.bindings.read_f32(self.logits.buffer, model.ports.logits.dtype, range, &mut last);
+            last.extend_from_slice(self.tail_logits(row, 0, &mut scratch));
         }
         self.logits.last = Some(last);
     }

@@ -14,6 +14,8 @@ const MROPE_AXES: usize = 3;
 #[derive(Debug)]
 pub(super) struct Inputs {
     batch: usize,
+    /// Column of each row's first token: padding on the left stands before it.
+    starts: Vec<usize>,
     /// Tokens of each row, padding excluded.
     lengths: Vec<usize>,
     /// How far a row's next position is from its length: an image takes fewer positions than tokens.
@@ -21,8 +23,26 @@ pub(super) struct Inputs {
     ids: BufferId,
     mask: BufferId,
     positions: BufferId,
+    /// `[batch, positions]`, the positions of the run at hand whose logits are wanted.
     selected: BufferId,
+    wanted: Wanted,
     features: FeatureBuffer,
+}
+
+/// The positions whose logits are wanted: of each row the last ones.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wanted {
+    /// How many, of each row.
+    pub tails: Vec<usize>,
+    /// The first of them among the run's columns, of each row.
+    pub first: Vec<usize>,
+}
+
+impl Wanted {
+    /// The most that a row wants; rows that want less repeat their last position.
+    pub fn width(&self) -> usize {
+        self.tails.iter().copied().max().unwrap_or(0)
+    }
 }
 
 /// Image features of the run at hand; none of most.
@@ -39,22 +59,34 @@ impl Inputs {
         let cells = batch * capacity * size_of::<i64>();
         Ok(Self {
             batch,
+            starts: Vec::new(),
             lengths: Vec::new(),
             offsets: Vec::new(),
             ids: bindings.allocate(cells)?,
             mask: bindings.allocate(cells)?,
             positions: bindings.allocate(MROPE_AXES * cells)?,
-            selected: bindings.allocate(batch * size_of::<i64>())?,
+            selected: bindings.allocate(cells)?,
+            wanted: Wanted::default(),
             features: FeatureBuffer { id: bindings.allocate(0)?, bytes: 0, rows: 0 },
         })
     }
 
-    /// Tokens of a row.
-    pub fn length(&self, row: usize) -> usize {
-        self.lengths[row]
+    /// Tokens of each row.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
     }
 
-    /// Writes whole prompts, padded to `columns`.
+    /// Takes the rows back to lengths that they had before.
+    pub fn rewind(&mut self, lengths: &[usize]) {
+        self.lengths.copy_from_slice(lengths);
+    }
+
+    /// The positions of the last run whose logits were wanted.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Writes whole prompts, padded to `columns`; the logits of each row's last `tails` tokens are wanted.
     pub fn write_prompts(
         &mut self,
         bindings: &mut Bindings,
@@ -62,27 +94,39 @@ impl Inputs {
         prompts: &[Prompt],
         columns: usize,
         features: &Features,
+        tails: &[usize],
     ) -> Result<()> {
         let padding = model.padding;
         self.lengths = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
-        let starts: Vec<usize> =
+        self.starts =
             self.lengths.iter().map(|length| if padding == Padding::Left { columns - length } else { 0 }).collect();
 
         let tokens = &model.manifest().tokens;
         let pad = tokens.pad.or(tokens.eos.first().copied()).unwrap_or(0);
         let ids = bindings.write::<i64>(self.ids, self.batch * columns);
         ids.fill(i64::from(pad));
-        for ((row, prompt), start) in ids.chunks_exact_mut(columns).zip(prompts).zip(&starts) {
+        for ((row, prompt), start) in ids.chunks_exact_mut(columns).zip(prompts).zip(&self.starts) {
             for (slot, id) in row[*start..].iter_mut().zip(&prompt.tokens) {
                 *slot = i64::from(*id);
             }
         }
-        let selected = bindings.write::<i64>(self.selected, self.batch);
-        for ((slot, start), length) in selected.iter_mut().zip(&starts).zip(&self.lengths) {
-            *slot = (start + length) as i64 - 1;
-        }
-        self.write_prompt_positions(bindings, model, prompts, columns, &starts)?;
+        let ends: Vec<usize> = self.starts.iter().zip(&self.lengths).map(|(start, length)| start + length).collect();
+        self.want(bindings, &ends, tails);
+        self.write_prompt_positions(bindings, model, prompts, columns)?;
         self.write_features(bindings, model, prompts, features)
+    }
+
+    /// Wants the logits of the last `tails` columns before `ends`, of each row.
+    fn want(&mut self, bindings: &mut Bindings, ends: &[usize], tails: &[usize]) {
+        let first = ends.iter().zip(tails).map(|(end, tail)| end - tail).collect();
+        self.wanted = Wanted { tails: tails.to_vec(), first };
+        let width = self.wanted.width();
+        let slots = bindings.write::<i64>(self.selected, self.batch * width);
+        for ((row, end), tail) in slots.chunks_exact_mut(width).zip(ends).zip(tails) {
+            for (index, slot) in row.iter_mut().enumerate() {
+                *slot = (end - tail + index.min(tail.saturating_sub(1))) as i64;
+            }
+        }
     }
 
     fn write_prompt_positions(
@@ -91,13 +135,12 @@ impl Inputs {
         model: &Model,
         prompts: &[Prompt],
         columns: usize,
-        starts: &[usize],
     ) -> Result<()> {
         let positions = bindings.write::<i64>(self.positions, position_axes(model) * self.batch * columns);
         // Padding gets position 1, as Hugging Face's masked positions do; it is never attended to.
         positions.fill(1);
         self.offsets = vec![0; self.batch];
-        for (row, (prompt, &start)) in prompts.iter().zip(starts).enumerate() {
+        for (row, (prompt, &start)) in prompts.iter().zip(&self.starts).enumerate() {
             let length = prompt.tokens.len();
             let mut slots = positions
                 .chunks_exact_mut(columns)
@@ -151,20 +194,33 @@ impl Inputs {
         Ok(())
     }
 
-    /// Writes one more token a row.
-    pub fn write_tokens(&mut self, bindings: &mut Bindings, model: &Model, tokens: &[u32]) {
-        for (slot, token) in bindings.write::<i64>(self.ids, self.batch).iter_mut().zip(tokens) {
-            *slot = i64::from(*token);
-        }
-        for axis in
-            bindings.write::<i64>(self.positions, position_axes(model) * self.batch).chunks_exact_mut(self.batch)
-        {
-            for ((slot, length), offset) in axis.iter_mut().zip(&self.lengths).zip(&self.offsets) {
-                *slot = *length as i64 + offset;
+    /// Writes `new` more tokens a row, fewer where a row has fewer; the logits of each row's last `tails` are wanted.
+    pub fn write_tokens(
+        &mut self,
+        bindings: &mut Bindings,
+        model: &Model,
+        rows: &[&[u32]],
+        new: usize,
+        tails: &[usize],
+    ) {
+        let ids = bindings.write::<i64>(self.ids, self.batch * new);
+        ids.fill(0);
+        for (slots, tokens) in ids.chunks_exact_mut(new).zip(rows) {
+            for (slot, token) in slots.iter_mut().zip(*tokens) {
+                *slot = i64::from(*token);
             }
         }
-        self.lengths.iter_mut().for_each(|length| *length += 1);
-        bindings.write::<i64>(self.selected, self.batch).fill(0);
+        let positions = bindings.write::<i64>(self.positions, position_axes(model) * self.batch * new);
+        for axis in positions.chunks_exact_mut(self.batch * new) {
+            for ((slots, length), offset) in axis.chunks_exact_mut(new).zip(&self.lengths).zip(&self.offsets) {
+                for (index, slot) in slots.iter_mut().enumerate() {
+                    *slot = (length + index) as i64 + offset;
+                }
+            }
+        }
+        self.lengths.iter_mut().zip(rows).for_each(|(length, tokens)| *length += tokens.len());
+        let ends: Vec<usize> = rows.iter().map(|tokens| tokens.len()).collect();
+        self.want(bindings, &ends, tails);
         self.features.rows = 0;
     }
 
@@ -173,7 +229,7 @@ impl Inputs {
         let (ports, batch) = (&model.ports, self.batch);
         bindings.bind_input(&ports.input_ids.name, self.ids, ports.input_ids.dtype, &[batch, new])?;
         if let Some(port) = &ports.attention_mask {
-            self.write_mask(bindings, model.padding, total);
+            self.write_mask(bindings, total);
             bindings.bind_input(&port.name, self.mask, port.dtype, &[batch, total])?;
         }
         if let Some(port) = &ports.position_ids {
@@ -181,7 +237,7 @@ impl Inputs {
             bindings.bind_input(&port.name, self.positions, port.dtype, &dims[usize::from(!ports.mrope)..])?;
         }
         if let Some(port) = &ports.logits_positions {
-            bindings.bind_input(&port.name, self.selected, port.dtype, &[batch, 1])?;
+            bindings.bind_input(&port.name, self.selected, port.dtype, &[batch, self.wanted.width()])?;
         }
         if let (Some(port), Some(image)) = (&ports.image_features, &model.manifest().image) {
             let dims = [self.features.rows, image.feature_width as usize];
@@ -190,20 +246,12 @@ impl Inputs {
         Ok(())
     }
 
-    /// Right: each row's ones, then zeros; the kernel counts the ones. Left: zeros, then ones.
-    fn write_mask(&self, bindings: &mut Bindings, padding: Padding, total: usize) {
+    /// Ones where a row has tokens; the kernels of right padding count them.
+    fn write_mask(&self, bindings: &mut Bindings, total: usize) {
         let mask = bindings.write::<i64>(self.mask, self.batch * total);
-        for (row, &length) in mask.chunks_exact_mut(total).zip(&self.lengths) {
-            match padding {
-                Padding::Right => {
-                    row[..length].fill(1);
-                    row[length..].fill(0);
-                }
-                Padding::Left => {
-                    row[..total - length].fill(0);
-                    row[total - length..].fill(1);
-                }
-            }
+        mask.fill(0);
+        for ((row, &start), &length) in mask.chunks_exact_mut(total).zip(&self.starts).zip(&self.lengths) {
+            row[start..start + length].fill(1);
         }
     }
 }

@@ -8,6 +8,7 @@ mod model;
 mod plan;
 mod prompt;
 pub mod sampling;
+pub mod scoring;
 mod vision;
 
 pub use decoder::Decoder;

@@ -1,6 +1,6 @@
 //! A package loaded on a backend.
 
-use crate::cell::Backend;
+use crate::cell::{Backend, Flavour};
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::{Features, Vision};
@@ -114,6 +114,12 @@ impl Model {
     /// Whether a prefill computes the logits of the last position only.
     pub fn computes_selected_logits(&self) -> bool {
         self.ports.logits_positions.is_some()
+    }
+
+    /// Whether several tokens can be appended to every row of a batch at once: fused attention kernels do so for one
+    /// row only.
+    pub fn extends_batches(&self) -> bool {
+        self.manifest.flavour == Flavour::Plain
     }
 
     /// Bytes of cache that a decoder of this size allocates.

@@ -27,27 +27,18 @@ pub struct BufferId(usize);
 ///
 /// # Safety
 /// Every bit pattern is a value, and the alignment is at most that of a page.
-pub unsafe trait Element: Copy + 'static {
-    /// ONNX's element type.
-    const DTYPE: Dtype;
-}
+pub unsafe trait Element: Copy + 'static {}
 
 // SAFETY: plain numbers.
-unsafe impl Element for f32 {
-    const DTYPE: Dtype = Dtype::Float32;
-}
+unsafe impl Element for f32 {}
 // SAFETY: plain numbers.
-unsafe impl Element for i64 {
-    const DTYPE: Dtype = Dtype::Int64;
-}
+unsafe impl Element for i64 {}
 // SAFETY: plain numbers.
-unsafe impl Element for i32 {
-    const DTYPE: Dtype = Dtype::Int32;
-}
+unsafe impl Element for i32 {}
+// SAFETY: plain numbers.
+unsafe impl Element for u8 {}
 // SAFETY: a transparent u16.
-unsafe impl Element for half::f16 {
-    const DTYPE: Dtype = Dtype::Float16;
-}
+unsafe impl Element for half::f16 {}
 
 /// Anonymous memory, page-aligned, zero until written, given back on drop.
 #[derive(Debug)]

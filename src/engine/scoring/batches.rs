@@ -1,0 +1,121 @@
+//! Which sequences run together: alike in length, within bounds of memory.
+
+/// Bounds of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Key/value cache of a batch, in bytes.
+    pub cache_bytes: u64,
+    /// Logits of one run, in bytes.
+    pub logits_bytes: u64,
+    /// Tokens of one run, padding included: activations grow with them.
+    pub tokens: usize,
+    /// Sequences.
+    pub rows: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { cache_bytes: 1 << 30, logits_bytes: 256 << 20, tokens: 4096, rows: 64 }
+    }
+}
+
+/// What one sequence takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Tokens of its first run.
+    pub tokens: usize,
+    /// Tokens that its cache must hold.
+    pub capacity: usize,
+    /// Positions of a run whose logits are wanted.
+    pub tail: usize,
+}
+
+/// What a token costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of cache.
+    pub cache_bytes: u64,
+    /// Bytes of a position's logits.
+    pub logits_bytes: u64,
+}
+
+/// Batches of indices into `sizes`: the longest first, so that what does not fit into memory shows at once, and
+/// neighbours in length together, so that little is padding. Every batch holds at least one sequence.
+pub fn batches(sizes: &[Size], cost: Cost, budget: Budget) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse((sizes[index].tokens, sizes[index].tail)));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut largest = Size { tokens: 0, capacity: 0, tail: 0 };
+    for index in order {
+        let size = sizes[index];
+        let with = Size {
+            tokens: largest.tokens.max(size.tokens),
+            capacity: largest.capacity.max(size.capacity),
+            tail: largest.tail.max(size.tail),
+        };
+        match batches.last_mut() {
+            Some(batch) if fits(batch.len() + 1, with, cost, budget) => {
+                batch.push(index);
+                largest = with;
+            }
+            _ => {
+                batches.push(vec![index]);
+                largest = size;
+            }
+        }
+    }
+    batches
+}
+
+fn fits(rows: usize, largest: Size, cost: Cost, budget: Budget) -> bool {
+    let times = |tokens: usize, bytes: u64| rows as u64 * tokens as u64 * bytes;
+    rows <= budget.rows
+        && rows * largest.tokens <= budget.tokens
+        && times(largest.capacity, cost.cache_bytes) <= budget.cache_bytes
+        && times(largest.tail, cost.logits_bytes) <= budget.logits_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const COST: Cost = Cost { cache_bytes: 1000, logits_bytes: 4000 };
+
+    proptest! {
+        #[test]
+        fn every_sequence_runs_once_and_within_the_bounds(
+            sizes in prop::collection::vec((1_usize..500, 0_usize..50, 1_usize..20), 0..200),
+            rows in 1_usize..40,
+            tokens in 1_usize..5000,
+        ) {
+            let sizes: Vec<Size> = sizes
+                .into_iter()
+                .map(|(tokens, more, tail)| Size { tokens, capacity: tokens + more, tail: tail.min(tokens) })
+                .collect();
+            let budget = Budget { cache_bytes: 400_000, logits_bytes: 300_000, tokens, rows };
+            let batches = batches(&sizes, COST, budget);
+            let mut seen: Vec<usize> = batches.concat();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..sizes.len()).collect::<Vec<_>>());
+            for batch in &batches {
+                let most = |get: fn(&Size) -> usize| batch.iter().map(|&index| get(&sizes[index])).max().unwrap_or(0);
+                if batch.len() > 1 {
+                    prop_assert!(batch.len() <= rows);
+                    prop_assert!(batch.len() * most(|size| size.tokens) <= tokens);
+                    prop_assert!(batch.len() * most(|size| size.capacity) * 1000 <= 400_000);
+                    prop_assert!(batch.len() * most(|size| size.tail) * 4000 <= 300_000);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_come_first_and_like_runs_with_like() {
+        let size = |tokens| Size { tokens, capacity: tokens, tail: 1 };
+        let sizes = [size(10), size(200), size(12), size(190)];
+        let budget = Budget { tokens: 400, ..Budget::default() };
+        assert_eq!(batches(&sizes, COST, budget), [vec![1, 3], vec![2, 0]]);
+    }
+}
