@@ -16,6 +16,7 @@ pub mod probe;
 pub mod package;
 pub mod runtime;
 
+pub mod sandbox;
 pub mod stats;
 pub mod vision;
 
