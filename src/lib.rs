@@ -17,6 +17,7 @@ pub mod tasks;
 pub mod package;
 pub mod runtime;
 
+pub mod sandbox;
 pub mod stats;
 pub mod vision;
 

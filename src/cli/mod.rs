@@ -14,6 +14,7 @@ mod generate;
 mod plan;
 mod run;
 mod runtime;
+mod sandbox;
 mod schema;
 mod worker;
 
@@ -48,6 +49,9 @@ pub enum Command {
     /// Run one job from standard input (used by `run`).
     #[command(hide = true)]
     Worker(worker::Args),
+    /// Run a generated program, confined (used by `run`).
+    #[command(hide = true)]
+    Sandbox(sandbox::Args),
 }
 
 /// Runs the command and says how the process ends.
@@ -62,5 +66,6 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Columns(args) => columns::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Worker(args) => worker::run(args),
+        Command::Sandbox(args) => sandbox::run(args),
     }
 }

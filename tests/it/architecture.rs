@@ -18,6 +18,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("package", 5),
     ("runtime", 5),
     ("vision", 4),
+    ("sandbox", 4),
     ("stats", 4),
     ("protocol", 3),
     ("metrics", 2),

@@ -11,5 +11,6 @@ mod images;
 mod interruption;
 mod limits;
 mod measuring;
+mod sandbox;
 mod tables;
 mod vision;
