@@ -24,6 +24,7 @@ pub mod vision;
 pub mod protocol;
 
 pub mod metrics;
+pub mod yaml;
 
 pub mod cell;
 pub mod digest;

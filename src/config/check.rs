@@ -7,10 +7,10 @@ use serde_yaml::{Location, Spanned};
 use super::axes::{Axes, Axis, Values};
 use super::file::{AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
 use super::problem::Problem;
-use super::suggest::suggest;
 use crate::cell::{
     Backend, Category, Flavour, ImageSize, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef,
 };
+use crate::yaml::suggest;
 
 /// The file format's version.
 const VERSION: u32 = 1;

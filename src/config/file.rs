@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
-use serde_yaml::{Error as YamlError, Spanned};
+use serde_yaml::Spanned;
 
 use super::axes::Axis;
 use super::problem::Problem;
-use super::suggest::suggest;
+use crate::yaml;
 
 /// The whole file.
 #[derive(Debug, serde::Deserialize)]
@@ -223,52 +223,9 @@ impl<'de> Deserialize<'de> for RuntimeEntry {
 /// Reads the text into [`File`].
 pub fn parse(text: &str) -> Result<File, Problem> {
     if text.trim().is_empty() {
-        return Err(Problem {
-            at: None,
-            message: "it is empty; it needs at least `version`, `name`, `models`, \
-                                                 `backends` and `matrix`"
-                .to_owned(),
-        });
+        return Err(Problem::whole(
+            "it is empty; it needs at least `version`, `name`, `models`, `backends` and `matrix`",
+        ));
     }
-    serde_yaml::from_str(text).map_err(|error| describe(&error))
-}
-
-fn describe(error: &YamlError) -> Problem {
-    let inner = innermost(error);
-    let message = match inner {
-        YamlError::SerdeUnknownField { field, expected, .. } => {
-            format!("unknown key `{field}`{}", suggest(field, expected))
-        }
-        YamlError::SerdeMissingField { field, .. } => {
-            let message = format!("the key `{field}` is missing");
-            // At the top the parser names the last key's place, which misleads.
-            let nested = error.location().filter(|location| location.column() > 1);
-            return match nested {
-                Some(location) => Problem::at(location, message),
-                None => Problem { at: None, message },
-            };
-        }
-        YamlError::DuplicateMappingKey { key: Some(key), .. } => format!("the key `{key}` stands twice"),
-        other => {
-            let text = other.without_snippet().to_string();
-            // The place stands before the message already.
-            let text = text.split(" at line ").next().unwrap_or(&text);
-            match text.lines().next().unwrap_or_default().trim_end_matches(':') {
-                "expected mapping start" => "keys with values belong here".to_owned(),
-                "expected sequence start" => "a list belongs here".to_owned(),
-                other => other.to_owned(),
-            }
-        }
-    };
-    match error.location() {
-        Some(location) => Problem::at(location, message),
-        None => Problem { at: None, message },
-    }
-}
-
-fn innermost(error: &YamlError) -> &YamlError {
-    match error {
-        YamlError::WithSnippet { error, .. } | YamlError::AliasError { error, .. } => innermost(error),
-        other => other,
-    }
+    yaml::read(text)
 }

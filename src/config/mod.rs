@@ -9,7 +9,6 @@ mod file;
 mod preflight;
 mod problem;
 mod schema;
-mod suggest;
 
 pub use preflight::{Ready, Skip, preflight};
 pub use schema::schema;

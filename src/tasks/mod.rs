@@ -3,8 +3,36 @@
 //!
 //! Knows tokenizers and templates, but neither models nor ONNX Runtime: the category `accuracy` carries requests to the
 //! engine and answers back.
+//!
+//! [`Description`] → [`TaskSet`] (items as texts) → [`Encoder`] (requests as ids) → a model → [`Scores`] → [`Scored`].
+
+mod answer;
+mod check;
+mod description;
+mod encode;
+mod fewshot;
+mod ready;
+mod records;
+mod render;
+mod score;
+mod set;
+mod template;
+mod written;
+
+pub use answer::Stops;
+pub use description::{Description, ProgramRun, Settings};
+pub use encode::{Encoder, Request};
+pub use score::{Flips, Outcome, Scored, Scores, compare};
+pub use set::TaskSet;
 
 use std::path::PathBuf;
+
+use crate::cell::named_enum;
+
+named_enum! {
+    /// What the items of a task set ask.
+    Kind { Choice => "choice", Perplexity => "perplexity", Generation => "generation", Code => "code" }
+}
 
 /// One item of a task set, as texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +46,7 @@ pub struct Item {
 }
 
 /// What an item asks of the model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub enum Ask {
     /// Which continuation is the likeliest.
     Choice {
@@ -53,3 +81,6 @@ pub enum Ask {
         record: serde_json::Value,
     },
 }
+
+#[cfg(test)]
+mod tests;

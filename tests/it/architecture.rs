@@ -22,6 +22,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("stats", 4),
     ("protocol", 3),
     ("metrics", 2),
+    ("yaml", 2),
     ("cell", 1),
     ("digest", 1),
     ("error", 1),

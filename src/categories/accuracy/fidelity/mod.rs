@@ -1,0 +1,241 @@
+//! Fidelity: a cell's next-token distributions and greedy continuations against its reference's, over the same tokens.
+
+mod divergence;
+mod store;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cell::{FidelityPlan, Scoring};
+use crate::engine::sampling::argmax;
+use crate::engine::scoring::{Budget, Normaliser, Scorer};
+use crate::engine::{Decoder, Features, Model, Prompt};
+use crate::error::{Context, Error, Result};
+use crate::package::Package;
+use crate::protocol::Reporter;
+use crate::stats;
+
+use divergence::{Divergence, Figures};
+use store::{Reader, Writer};
+
+/// The reference's logits, in its folder.
+pub const LOGITS: &str = "logits.bin";
+
+/// What a reference leaves behind of the text, beside its logits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceText {
+    /// The tokens of every window.
+    pub tokens: Vec<u32>,
+    /// Greedy continuations of the first windows' contexts.
+    pub generations: Vec<Vec<u32>>,
+}
+
+/// The text in windows that follow each other without overlap. In each, the tokens behind the context are scored: the
+/// first of them is predicted from the whole context.
+#[derive(Debug)]
+pub struct Windows {
+    tokens: Vec<u32>,
+    window: usize,
+    context: usize,
+}
+
+impl Windows {
+    /// Reads and tokenizes the plan's text, and cuts as many windows as its tokens to score take.
+    ///
+    /// # Errors
+    /// A text that cannot be read or does not fill one window, a window beyond the model's context.
+    pub fn open(package: &Package, plan: &FidelityPlan) -> Result<Self> {
+        let (window, context) = (plan.window as usize, plan.context as usize);
+        let limit = package.manifest.shape.context_length as usize;
+        let needed = window.max(context + plan.generate_tokens as usize);
+        if needed > limit {
+            return Err(Error::unsupported(format!(
+                "fidelity takes sequences of {needed} tokens, and the model's context is {limit}"
+            ))
+            .hint("lower `fidelity: window` or `generate_tokens`"));
+        }
+        let shown = plan.text.display();
+        let text = std::fs::read_to_string(&plan.text).with_context(|| format!("cannot read the text `{shown}`"))?;
+        let encoding = package
+            .tokenizer()?
+            .encode(text, false)
+            .map_err(|error| Error::new(format!("cannot tokenize the text `{shown}`")).because(error))?;
+        let scored = window - context;
+        let count = (plan.tokens as usize).div_ceil(scored).min(encoding.len() / window);
+        if count == 0 {
+            return Err(Error::new(format!(
+                "the text `{shown}` has {} tokens and does not fill one window of {window}",
+                encoding.len()
+            ))
+            .hint("take a longer text, or lower `fidelity: window`"));
+        }
+        let tokens = encoding.get_ids()[..count * window].to_vec();
+        Ok(Self { tokens, window, context })
+    }
+
+    fn iter(&self) -> impl ExactSizeIterator<Item = &[u32]> {
+        self.tokens.chunks_exact(self.window)
+    }
+
+    /// Runs every window; `visit` gets the logits before each scored token, and the token.
+    fn visit(
+        &self,
+        model: &mut Model,
+        report: &Reporter,
+        visit: &mut dyn FnMut(&[f32], u32) -> Result<()>,
+    ) -> Result<()> {
+        let mut scorer = Scorer::new(model, Scoring::Batched, Budget::default());
+        for (number, window) in self.iter().enumerate() {
+            report.progress("fidelity", number as u64, self.iter().len() as u64)?;
+            // The last token is predicted and predicts nothing.
+            let input = &window[..window.len() - 1];
+            scorer.stream(input, self.context - 1, &mut |position, logits| visit(logits, window[position + 1]))?;
+        }
+        Ok(())
+    }
+
+    /// Greedy continuations of the first windows' contexts, stop tokens ignored.
+    fn generate(&self, model: &mut Model, plan: &FidelityPlan) -> Result<Vec<Vec<u32>>> {
+        let prompts: Vec<Prompt> = self
+            .iter()
+            .take(plan.generations as usize)
+            .map(|window| Prompt::text(window[..self.context].to_vec()))
+            .collect();
+        let steps = plan.generate_tokens as usize;
+        if prompts.is_empty() || steps == 0 {
+            return Ok(Vec::new());
+        }
+        let mut decoder = Decoder::new(model, prompts.len(), self.context + steps)?;
+        decoder.prefill(model, &prompts, &Features::default())?;
+        let mut rows = vec![Vec::with_capacity(steps); prompts.len()];
+        for step in 0..steps {
+            let next: Vec<u32> = decoder.logits().rows().into_iter().map(argmax).collect::<Result<_>>()?;
+            rows.iter_mut().zip(&next).for_each(|(row, token)| row.push(*token));
+            if step + 1 < steps {
+                decoder.step(model, &next)?;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Writes the reference's logits into its folder, and returns the rest.
+///
+/// # Errors
+/// A failed run, a folder that cannot be written.
+pub fn record(
+    model: &mut Model,
+    windows: &Windows,
+    plan: &FidelityPlan,
+    folder: &Path,
+    report: &Reporter,
+) -> Result<ReferenceText> {
+    let vocab = model.manifest().shape.vocab_size as usize;
+    let mut writer = Writer::create(&folder.join(LOGITS), vocab)?;
+    let (mut sum, mut count) = (0.0, 0_u64);
+    windows.visit(model, report, &mut |logits, next| {
+        sum += writer.add(logits, next)?;
+        count += 1;
+        Ok(())
+    })?;
+    writer.finish()?;
+    report.fact("fidelity_tokens", count)?;
+    report.fact("perplexity", (-sum / count as f64).exp())?;
+    Ok(ReferenceText { tokens: windows.tokens.clone(), generations: windows.generate(model, plan)? })
+}
+
+/// Reports the text's perplexity where there is no reference.
+///
+/// # Errors
+/// A failed run.
+pub fn read_alone(model: &mut Model, windows: &Windows, report: &Reporter) -> Result<()> {
+    let (mut sum, mut count) = (0.0, 0_u64);
+    windows.visit(model, report, &mut |logits, next| {
+        sum += Normaliser::of(logits)?.log_probability(logits[next as usize]);
+        count += 1;
+        Ok(())
+    })?;
+    report.fact("fidelity_tokens", count)?;
+    report.fact("perplexity", (-sum / count as f64).exp())
+}
+
+/// Compares a cell with its reference and reports every figure.
+///
+/// # Errors
+/// A reference of other tokens, a failed run, a damaged file.
+pub fn compare(
+    model: &mut Model,
+    windows: &Windows,
+    plan: &FidelityPlan,
+    reference: &ReferenceText,
+    folder: &Path,
+    report: &Reporter,
+) -> Result<()> {
+    if reference.tokens != windows.tokens {
+        return Err(Error::unsupported("the reference's tokenizer makes other tokens of the fidelity text")
+            .hint("compare models of one tokenizer"));
+    }
+    let mut reader = Reader::open(&folder.join(LOGITS), model.manifest().shape.vocab_size as usize)?;
+    let mut divergence = Divergence::default();
+    windows.visit(model, report, &mut |logits, next| divergence.add(logits, next, reader.next()?))?;
+    let figures = divergence.figures().ok_or_else(|| Error::new("no token of the fidelity text was scored"))?;
+    report_figures(&figures, report)?;
+    report_generations(&windows.generate(model, plan)?, &reference.generations, report)
+}
+
+fn report_figures(figures: &Figures, report: &Reporter) -> Result<()> {
+    report.fact("fidelity_tokens", figures.tokens)?;
+    report.fact("kl_divergence_mean", figures.kl_mean)?;
+    report.fact("kl_divergence_mean_stderr", figures.kl_stderr)?;
+    report.fact("kl_divergence_median", figures.kl_median)?;
+    report.fact("kl_divergence_p90", figures.kl_p90)?;
+    if let Some(p99) = figures.kl_p99 {
+        report.fact("kl_divergence_p99", p99)?;
+    }
+    report.fact("kl_divergence_max", figures.kl_max)?;
+    report.fact("top1_agreement_share", figures.top1)?;
+    report.fact("top1_agreement_stderr", figures.top1_stderr)?;
+    report.fact("top5_overlap_share", figures.top5)?;
+    report.fact("rms_probability_difference", figures.rms_probability)?;
+    report.fact("max_logit_difference", figures.max_difference)?;
+    report.fact("perplexity", figures.perplexity)?;
+    report.fact("reference_perplexity", figures.reference_perplexity)?;
+    report.fact("perplexity_ratio", figures.ratio)?;
+    report.fact("perplexity_ratio_stderr", figures.ratio_stderr)
+}
+
+fn report_generations(found: &[Vec<u32>], reference: &[Vec<u32>], report: &Reporter) -> Result<()> {
+    if found.is_empty() || found.len() != reference.len() {
+        return Ok(());
+    }
+    let mut divergent: Vec<f64> =
+        found.iter().zip(reference).filter_map(|(a, b)| first_difference(a, b)).map(|index| index as f64).collect();
+    divergent.sort_unstable_by(f64::total_cmp);
+    report.fact("greedy_generations", found.len() as u64)?;
+    report.fact("greedy_identical_share", 1.0 - divergent.len() as f64 / found.len() as f64)?;
+    if let Some(first) = divergent.first() {
+        report.fact("first_divergent_token_min", *first as u64)?;
+        report.fact("first_divergent_token_median", stats::quantile(&divergent, 0.5))?;
+    }
+    Ok(())
+}
+
+/// The index of the first token that differs.
+fn first_difference(a: &[u32], b: &[u32]) -> Option<usize> {
+    let common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    (common < a.len().max(b.len())).then_some(common)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continuations_diverge_where_they_first_differ() {
+        assert_eq!(first_difference(&[1, 2, 3], &[1, 2, 3]), None);
+        assert_eq!(first_difference(&[1, 2, 3], &[1, 5, 3]), Some(1));
+        assert_eq!(first_difference(&[1, 2], &[1, 2, 3]), Some(2));
+        assert_eq!(first_difference(&[], &[]), None);
+    }
+}

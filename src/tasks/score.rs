@@ -1,0 +1,297 @@
+//! From a model's answers to outcomes of items and figures of the task (`docs/method.md`).
+
+use std::collections::BTreeMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::description::{Form, Inputs};
+use super::{Ask, Item, TaskSet};
+use crate::error::{Error, Result};
+use crate::protocol::ItemResults;
+
+/// What became of an item.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The item's id.
+    pub id: String,
+    /// Whether it was right; perplexity is neither right nor wrong.
+    pub right: Option<bool>,
+    /// What was answered: the index of a choice, a text after extraction and normalisation.
+    pub chosen: Option<String>,
+    /// Log-likelihood in nats of the right choice or of the document.
+    pub log_likelihood: Option<f64>,
+}
+
+/// A task's result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The figure that stands for the task, one of `figures`.
+    pub metric: &'static str,
+    /// Figures by name, each in `metrics::TASK_FIGURES`; a standard error only where there are two items or more.
+    pub figures: BTreeMap<String, f64>,
+    /// Figures of the items.
+    pub items: Vec<ItemResults>,
+    /// What became of each item, in order.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// How outcomes differ from a reference's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flips {
+    /// Items with another outcome or another answer.
+    pub all: usize,
+    /// Those that the reference has wrong.
+    pub to_right: usize,
+    /// Those that the reference has right.
+    pub to_wrong: usize,
+}
+
+/// Collects a task's answers, in any order.
+#[derive(Debug)]
+pub struct Scores<'s> {
+    set: &'s TaskSet,
+    answers: Vec<Option<Answer>>,
+}
+
+#[derive(Debug, Clone)]
+struct Answer {
+    outcome: Outcome,
+    /// Right with log-likelihoods divided by the choices' characters, and by their bytes.
+    normed: [bool; 2],
+}
+
+impl<'s> Scores<'s> {
+    /// None yet.
+    pub fn new(set: &'s TaskSet) -> Self {
+        Self { set, answers: vec![None; set.items.len()] }
+    }
+
+    /// A choice's item: the log-likelihood of each pair, in nats.
+    ///
+    /// # Errors
+    /// Another number of them than of pairs, one that is no number, an item of another kind.
+    pub fn choice(&mut self, index: usize, log_likelihoods: &[f64]) -> Result<&Outcome> {
+        let item = self.item(index)?;
+        let Ask::Choice { choices, answer, .. } = &item.ask else { return Err(other_kind(item)) };
+        if log_likelihoods.len() != choices.len() {
+            let (found, count) = (log_likelihoods.len(), choices.len());
+            return Err(Error::new(format!("the item `{}` has {count} choices, and {found} were scored", item.id)));
+        }
+        for (choice, value) in log_likelihoods.iter().enumerate() {
+            finite(*value, &format!("of choice {choice} of the item `{}`", item.id))?;
+        }
+        let by = |length: fn(&str) -> usize| {
+            let normed: Vec<f64> =
+                choices.iter().zip(log_likelihoods).map(|(choice, value)| value / length(choice) as f64).collect();
+            largest(&normed) == *answer
+        };
+        let chosen = largest(log_likelihoods);
+        let outcome = Outcome {
+            id: item.id.clone(),
+            right: Some(chosen == *answer),
+            chosen: Some(chosen.to_string()),
+            log_likelihood: Some(log_likelihoods[*answer]),
+        };
+        Ok(self.keep(index, outcome, [by(|choice| choice.chars().count()), by(str::len)]))
+    }
+
+    /// A document: its log-likelihood in nats, all windows together.
+    ///
+    /// # Errors
+    /// A value that is no number, an item of another kind.
+    pub fn perplexity(&mut self, index: usize, log_likelihood: f64) -> Result<&Outcome> {
+        let item = self.item(index)?;
+        let Ask::Perplexity { .. } = item.ask else { return Err(other_kind(item)) };
+        finite(log_likelihood, &format!("of the document `{}`", item.id))?;
+        let outcome = Outcome { id: item.id.clone(), right: None, chosen: None, log_likelihood: Some(log_likelihood) };
+        Ok(self.keep(index, outcome, [false; 2]))
+    }
+
+    /// What the model wrote; it is cut at its stop here.
+    ///
+    /// # Errors
+    /// A regular expression of the description that needs too many steps, an item of another kind.
+    pub fn generation(&mut self, index: usize, text: &str) -> Result<&Outcome> {
+        let item = self.item(index)?;
+        let Ask::Generation { answers, .. } = &item.ask else { return Err(other_kind(item)) };
+        let (chosen, right) = self.set.description.judging.judge(self.set.stops.apply(text), answers)?;
+        let outcome = Outcome { id: item.id.clone(), right: Some(right), chosen: Some(chosen), log_likelihood: None };
+        Ok(self.keep(index, outcome, [false; 2]))
+    }
+
+    /// Whether an item's program ended with success.
+    ///
+    /// # Errors
+    /// An item of another kind.
+    pub fn code(&mut self, index: usize, passed: bool) -> Result<&Outcome> {
+        let item = self.item(index)?;
+        let Ask::Code { .. } = item.ask else { return Err(other_kind(item)) };
+        let outcome = Outcome { id: item.id.clone(), right: Some(passed), chosen: None, log_likelihood: None };
+        Ok(self.keep(index, outcome, [false; 2]))
+    }
+
+    /// The figures, once every item has its answer.
+    ///
+    /// # Errors
+    /// Items without answer; a perplexity beyond what a number can hold.
+    pub fn finish(self) -> Result<Scored> {
+        let missing = self.answers.iter().filter(|answer| answer.is_none()).count();
+        if missing > 0 {
+            return Err(Error::invalid(format!(
+                "{missing} of the task's {} items were not scored",
+                self.answers.len()
+            )));
+        }
+        let set = self.set;
+        let answers: Vec<Answer> = self.answers.into_iter().flatten().collect();
+        let right: Vec<bool> = answers.iter().map(|answer| answer.outcome.right == Some(true)).collect();
+        let mut figures = BTreeMap::new();
+        match &set.description.form {
+            Form::Choice { inputs, .. } => {
+                add_share(&mut figures, "acc", &right);
+                if matches!(inputs, Inputs::Continuations { .. }) {
+                    for (name, which) in [("acc_norm", 0), ("acc_bytes", 1)] {
+                        let normed: Vec<bool> = answers.iter().map(|answer| answer.normed[which]).collect();
+                        add_share(&mut figures, name, &normed);
+                    }
+                }
+            }
+            Form::Perplexity { .. } => add_perplexities(&mut figures, &set.items, &answers),
+            Form::Generation { .. } => add_share(&mut figures, "exact_match", &right),
+            Form::Code { .. } => add_share(&mut figures, "pass_at_1", &right),
+        }
+        figures.retain(|_, value| value.is_finite());
+        if !figures.contains_key(set.metric) {
+            return Err(Error::invalid(format!("the {} is beyond what a number can hold", set.metric)));
+        }
+        let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.outcome).collect();
+        Ok(Scored { metric: set.metric, figures, items: item_figures(set, &outcomes), outcomes })
+    }
+
+    fn item(&self, index: usize) -> Result<&'s Item> {
+        let count = self.set.items.len();
+        self.set.items.get(index).ok_or_else(|| Error::new(format!("there is no item {index} among {count}")))
+    }
+
+    fn keep(&mut self, index: usize, outcome: Outcome, normed: [bool; 2]) -> &Outcome {
+        &self.answers[index].insert(Answer { outcome, normed }).outcome
+    }
+}
+
+/// Counts how outcomes differ from a reference's for the same items.
+///
+/// # Errors
+/// Other items.
+pub fn compare(outcomes: &[Outcome], reference: &[Outcome]) -> Result<Flips> {
+    let same = outcomes.len() == reference.len() && outcomes.iter().zip(reference).all(|(a, b)| a.id == b.id);
+    if !same {
+        return Err(
+            Error::new("the reference answered other items").hint("run it again with the same tasks and limits")
+        );
+    }
+    let mut flips = Flips::default();
+    for (ours, theirs) in outcomes.iter().zip(reference) {
+        flips.all += usize::from(ours.right != theirs.right || ours.chosen != theirs.chosen);
+        flips.to_right += usize::from(ours.right == Some(true) && theirs.right == Some(false));
+        flips.to_wrong += usize::from(ours.right == Some(false) && theirs.right == Some(true));
+    }
+    Ok(flips)
+}
+
+fn other_kind(item: &Item) -> Error {
+    Error::new(format!("the item `{}` asks for something else", item.id))
+}
+
+fn finite(value: f64, what: &str) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("the log-likelihood {what} is {value}"))
+        .hint("logits were no numbers: try another precision, flavour or provider"))
+}
+
+/// Index of the largest value, the first among equals, as numpy's argmax.
+fn largest(values: &[f64]) -> usize {
+    values.iter().enumerate().fold(0, |best, (index, value)| if *value > values[best] { index } else { best })
+}
+
+/// A share and its standard error √(p(1−p)/(n−1)), which is the sample's standard deviation ÷ √n.
+fn add_share(figures: &mut BTreeMap<String, f64>, name: &str, right: &[bool]) {
+    let n = right.len() as f64;
+    let share = right.iter().filter(|right| **right).count() as f64 / n;
+    figures.insert(name.to_owned(), share);
+    if right.len() > 1 {
+        figures.insert(format!("{name}_stderr"), (share * (1.0 - share) / (n - 1.0)).sqrt());
+    }
+}
+
+/// Resamples of documents; fewer where there are very many documents, whose standard error is small anyway.
+const RESAMPLES: usize = 10_000;
+const MAX_DRAWS: usize = 10_000_000;
+const SEED: u64 = 0x7065_7270_6c65_7869;
+
+/// What a corpus of documents says: perplexity by word and by byte, bits a byte.
+fn perplexities(totals: [f64; 3]) -> [f64; 3] {
+    let [log_likelihood, words, bytes] = totals;
+    let per_byte = -log_likelihood / bytes;
+    [(-log_likelihood / words).exp(), per_byte.exp(), per_byte / std::f64::consts::LN_2]
+}
+
+fn add_perplexities(figures: &mut BTreeMap<String, f64>, items: &[Item], answers: &[Answer]) {
+    let documents: Vec<[f64; 3]> = items
+        .iter()
+        .zip(answers)
+        .filter_map(|(item, answer)| match (&item.ask, answer.outcome.log_likelihood) {
+            (Ask::Perplexity { words, bytes, .. }, Some(value)) => Some([value, *words as f64, *bytes as f64]),
+            _ => None,
+        })
+        .collect();
+    let add = |mut sums: [f64; 3], document: &[f64; 3]| {
+        sums.iter_mut().zip(document).for_each(|(sum, value)| *sum += value);
+        sums
+    };
+    let names = ["word_perplexity", "byte_perplexity", "bits_per_byte"];
+    for (name, value) in names.iter().zip(perplexities(documents.iter().fold([0.0; 3], add))) {
+        figures.insert((*name).to_owned(), value);
+    }
+    let n = documents.len();
+    if n < 2 {
+        return;
+    }
+    // The bootstrap's standard error (Efron 1979): documents are resampled, each with all that belongs to it.
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let rounds = (MAX_DRAWS / n).clamp(200, RESAMPLES);
+    let drawn: Vec<[f64; 3]> = (0..rounds)
+        .map(|_| perplexities((0..n).fold([0.0; 3], |sums, _| add(sums, &documents[random.random_range(0..n)]))))
+        .collect();
+    for (which, name) in names.iter().enumerate() {
+        let mean = drawn.iter().map(|values| values[which]).sum::<f64>() / rounds as f64;
+        let squares = drawn.iter().map(|values| (values[which] - mean).powi(2)).sum::<f64>();
+        figures.insert(format!("{name}_stderr"), (squares / (rounds as f64 - 1.0)).sqrt());
+    }
+}
+
+fn item_figures(set: &TaskSet, outcomes: &[Outcome]) -> Vec<ItemResults> {
+    let ids: Vec<String> = outcomes.iter().map(|outcome| outcome.id.clone()).collect();
+    let results = |metric: &str, value: &dyn Fn(&Outcome) -> f64| ItemResults {
+        task: set.name.clone(),
+        metric: metric.to_owned(),
+        ids: ids.clone(),
+        values: outcomes.iter().map(value).collect(),
+    };
+    let right = |outcome: &Outcome| f64::from(u8::from(outcome.right == Some(true)));
+    let log_likelihood = |outcome: &Outcome| outcome.log_likelihood.unwrap_or_default();
+    let choice = |outcome: &Outcome| outcome.chosen.as_ref().and_then(|index| index.parse().ok()).unwrap_or_default();
+    match &set.description.form {
+        Form::Choice { .. } => vec![
+            results("item_acc", &right),
+            results("item_choice", &choice),
+            results("item_log_likelihood", &log_likelihood),
+        ],
+        Form::Perplexity { .. } => vec![results("item_log_likelihood", &log_likelihood)],
+        Form::Generation { .. } => vec![results("item_exact_match", &right)],
+        Form::Code { .. } => vec![results("item_pass", &right)],
+    }
+}

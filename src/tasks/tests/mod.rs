@@ -1,0 +1,223 @@
+//! Whole task sets, from description and items to figures. `bad_input` has what is refused, `layouts` the ready ones.
+
+mod bad_input;
+mod layouts;
+mod scores;
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::cell::{TaskRef, TaskSource};
+use crate::error::{Error, Result};
+use crate::package::ChatTemplate;
+
+/// A task whose description and items stand in a folder as `task.yaml` and `items.jsonl`.
+pub fn task(folder: &Path) -> TaskRef {
+    TaskRef {
+        name: "demo".to_owned(),
+        description: TaskSource::File(folder.join("task.yaml")),
+        data: None,
+        limit: None,
+        fewshot: None,
+        chat: None,
+        max_length: None,
+    }
+}
+
+pub fn write(description: &str, items: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("task.yaml"), description).unwrap();
+    fs::write(folder.path().join("items.jsonl"), items).unwrap();
+    folder
+}
+
+pub fn no_template() -> Result<ChatTemplate> {
+    Err(Error::new("no chat was asked for"))
+}
+
+pub fn load(description: &str, items: &str) -> Result<TaskSet> {
+    load_with(description, items, |_| {})
+}
+
+pub fn load_with(description: &str, items: &str, edit: impl FnOnce(&mut TaskRef)) -> Result<TaskSet> {
+    let folder = write(description, items);
+    let mut task = task(folder.path());
+    edit(&mut task);
+    TaskSet::load(&task, 7, || ChatTemplate::parse(CHAT.to_owned()))
+}
+
+pub const CHAT: &str =
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}</>{% endfor %}<assistant>\n";
+
+pub const CHOICE: &str = "\
+version: 1
+name: capitals
+kind: choice
+data: items.jsonl
+context: \"Q: {{ q }}\\nA:\"
+choices: options
+answer: label
+";
+
+pub const ITEMS: &str = "\
+{\"q\": \"France?\", \"options\": [\"Paris\", \"Rome\"], \"label\": 0}
+{\"q\": \"Italy?\", \"options\": [\"Paris\", \"Rome\"], \"label\": \"Rome\"}
+{\"q\": \"Spain?\", \"options\": [\"Lima\", \"Madrid\", \"Oslo\"], \"label\": 1, \"id\": \"es\"}
+";
+
+fn pairs(item: &Item) -> (&[(String, String)], &[String], usize) {
+    match &item.ask {
+        Ask::Choice { pairs, choices, answer } => (pairs, choices, *answer),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The one context of an item.
+fn context(item: &Item) -> &str {
+    match &item.ask {
+        Ask::Choice { pairs, .. } => &pairs[0].0,
+        Ask::Generation { context, .. } | Ask::Code { context, .. } => context,
+        Ask::Perplexity { text, .. } => text,
+    }
+}
+
+#[test]
+fn choices_with_index_and_text_as_answers() {
+    let set = load(CHOICE, ITEMS).unwrap();
+    let ids: Vec<_> = set.items.iter().map(|item| item.id.as_str()).collect();
+    assert_eq!(ids, ["1", "2", "es"]);
+    let (first, choices, answer) = pairs(&set.items[0]);
+    assert_eq!(first[1], ("Q: France?\nA:".to_owned(), " Rome".to_owned()));
+    assert_eq!((choices[0].as_str(), answer), ("Paris", 0));
+    assert_eq!((pairs(&set.items[1]).2, pairs(&set.items[2]).0.len()), (1, 3));
+    assert_eq!((set.metric, set.fewshot, set.chat), ("acc", 0, false));
+}
+
+#[test]
+fn contexts_with_one_continuation() {
+    let description = "version: 1\nname: w\nkind: choice\ndata: items.jsonl\ncontexts: '[before ~ a, before ~ b]'\n\
+                       continuation: \"{{ after }}\"\nanswer: gold | int - 1\n";
+    let item = "{\"before\": \"The \", \"a\": \"cat\", \"b\": \"dog\", \"after\": \"barks.\", \"gold\": \"2\"}\n";
+    let set = load(description, item).unwrap();
+    let (pairs, choices, answer) = pairs(&set.items[0]);
+    assert_eq!(pairs[1], ("The dog".to_owned(), " barks.".to_owned()));
+    assert_eq!((choices[0].as_str(), answer), ("The cat", 1));
+    let mut scores = Scores::new(&set);
+    scores.choice(0, &[-2.0, -1.0]).unwrap();
+    let scored = scores.finish().unwrap();
+    assert_eq!(scored.figures.keys().collect::<Vec<_>>(), ["acc"]);
+
+    let examples = load_with(description, &item.repeat(2).replacen("barks", "runs", 1), |t| t.fewshot = Some(1));
+    let first = examples.unwrap();
+    assert_eq!(context(&first.items[0]), "The dog barks.\n\nThe cat");
+}
+
+#[test]
+fn limits_and_examples() {
+    let set = load_with(CHOICE, &format!("{ITEMS}nonsense\n"), |task| {
+        task.limit = Some(2);
+        task.fewshot = Some(2);
+    });
+    let set = set.unwrap();
+    assert_eq!(set.items.len(), 2);
+    assert_eq!(context(&set.items[1]), "Q: France?\nA: Paris\n\nQ: Spain?\nA: Madrid\n\nQ: Italy?\nA:");
+    // Nothing behind what is needed is read: the fourth line is no JSON.
+    assert!(load(CHOICE, &format!("{ITEMS}nonsense\n")).is_err());
+}
+
+#[test]
+fn examples_from_a_file_of_their_own_and_a_preamble() {
+    let description = format!(
+        "{CHOICE}preamble: \"On {{{{ q }}}}:\\n\"\ndelimiter: \"\"\nfewshot: {{count: 1, data: more.jsonl, separator: \"\\n\"}}\n"
+    );
+    let folder = write(&description, ITEMS);
+    fs::write(folder.path().join("more.jsonl"), "{\"q\": \"Peru?\", \"options\": [\"Lima\", \"X\"], \"label\": 0}")
+        .unwrap();
+    let set = TaskSet::load(&task(folder.path()), 0, no_template).unwrap();
+    assert_eq!(context(&set.items[0]), "On France?:\nQ: Peru?\nA:Lima\nQ: France?\nA:");
+    assert_eq!(pairs(&set.items[0]).0[0].1, "Paris");
+}
+
+#[test]
+fn drawn_examples_do_not_depend_on_the_limit() {
+    let description = format!("{CHOICE}fewshot: {{count: 2, sampler: random}}\n");
+    let items: String =
+        (0..30).map(|n| format!("{{\"q\": \"{n}\", \"options\": [\"a\", \"b\"], \"label\": 0}}\n")).collect();
+    let whole = load(&description, &items).unwrap();
+    let part = load_with(&description, &items, |task| task.limit = Some(3)).unwrap();
+    assert_eq!(whole.items[..3], part.items);
+    assert_ne!(context(&whole.items[0]).replace("Q: 0", ""), context(&whole.items[1]).replace("Q: 1", ""));
+    assert_ne!(whole.hash, part.hash);
+}
+
+#[test]
+fn a_chat_has_one_user_turn_and_no_delimiter() {
+    let description = format!("{CHOICE}chat: true\nsystem: Be brief.\npreamble: Capitals.\n");
+    let set = load_with(&description, ITEMS, |task| task.fewshot = Some(1)).unwrap();
+    assert_eq!(
+        context(&set.items[1]),
+        "<system>Be brief.\n\nCapitals.</><user>Q: France?\nA: Paris\n\nQ: Italy?\nA:</><assistant>\n"
+            .trim_end_matches('\n')
+    );
+    assert_eq!(pairs(&set.items[1]).0[0].1, "Paris");
+    let plain = load_with(&description, ITEMS, |task| task.chat = Some(false)).unwrap();
+    assert_eq!(context(&plain.items[0]), "Capitals.Q: France?\nA:");
+}
+
+#[test]
+fn perplexity_counts_the_original() {
+    let description = "version: 1\nname: p\nkind: perplexity\ndata: items.jsonl\ntext: \"{{ page.strip() }}\"\n\
+                       original: \"{{ page }}\"\n";
+    let set = load(description, "{\"page\": \" zwei Wörter \"}\n").unwrap();
+    let ask = Ask::Perplexity { text: "zwei Wörter".to_owned(), words: 4, bytes: 14 };
+    assert_eq!((&set.items[0].ask, set.metric), (&ask, "word_perplexity"));
+}
+
+#[test]
+fn programs_are_made_of_record_and_completion() {
+    let description = "version: 1\nname: c\nkind: code\ndata: items.jsonl\ncontext: \"{{ prompt }}\"\nid: task\n\
+                       program: \"{{ prompt }}{{ completion }}\\n{{ test }}\\n\"\nuntil: [\"\\ndef\"]\n";
+    let set = load(description, "{\"prompt\": \"def f():\\n\", \"test\": \"f()\", \"task\": \"t/0\"}\n").unwrap();
+    let program = set.program(&set.items[0], "    return '<b>'\ndef g(): pass").unwrap();
+    assert_eq!(program, "def f():\n    return '<b>'\nf()\n");
+    let run = set.run.unwrap();
+    assert_eq!((run.file.as_str(), run.seconds, run.memory_mib), ("main.py", 10.0, 512));
+    assert_eq!(run.command, ["python3", "-I", "main.py"]);
+    assert_eq!(set.items[0].id, "t/0");
+}
+
+#[test]
+fn images_are_found_beside_the_items() {
+    let description = format!("{CHOICE}images: '[picture, other]'\n");
+    let item = ITEMS.lines().next().unwrap().replace('}', ", \"picture\": \"a.png\", \"other\": null}");
+    let folder = write(&description, &item);
+    fs::write(folder.path().join("a.png"), "one").unwrap();
+    let set = TaskSet::load(&task(folder.path()), 0, no_template).unwrap();
+    assert_eq!(set.items[0].images, [folder.path().join("a.png")]);
+    // The picture's content is part of what is asked.
+    fs::write(folder.path().join("a.png"), "two").unwrap();
+    assert_ne!(TaskSet::load(&task(folder.path()), 0, no_template).unwrap().hash, set.hash);
+}
+
+#[test]
+fn equal_hashes_ask_the_same() {
+    let hash = |edit: fn(&mut TaskRef)| load_with(CHOICE, ITEMS, edit).unwrap().hash;
+    let plain = hash(|_| {});
+    assert_eq!(plain, hash(|_| {}), "folders do not count");
+    assert_eq!(plain.len(), 16);
+    assert_ne!(plain, hash(|task| task.limit = Some(2)));
+    assert_ne!(plain, hash(|task| task.fewshot = Some(1)));
+    assert_ne!(plain, hash(|task| task.chat = Some(true)));
+    assert_ne!(plain, hash(|task| task.max_length = Some(100)));
+}
+
+#[test]
+fn an_array_is_read_as_well() {
+    let folder = write(CHOICE, "");
+    let array = format!("[{}]", ITEMS.trim_end().replace('\n', ",\n"));
+    fs::write(folder.path().join("items.json"), array).unwrap();
+    let mut task = task(folder.path());
+    task.data = Some(folder.path().join("items.json"));
+    assert_eq!(TaskSet::load(&task, 0, no_template).unwrap().items.len(), 3);
+}
