@@ -239,7 +239,7 @@ fn sort(samples: &[f64]) -> Vec<f64> {
 }
 
 /// Type 7 of Hyndman and Fan, of a sorted, non-empty sample.
-fn quantile(sorted: &[f64], p: f64) -> f64 {
+pub fn quantile(sorted: &[f64], p: f64) -> f64 {
     let position = p * (sorted.len() - 1) as f64;
     let below = position.floor() as usize;
     let above = (below + 1).min(sorted.len() - 1);

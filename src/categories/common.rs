@@ -34,11 +34,11 @@ pub fn open_package(context: &Context) -> Result<Package> {
 }
 
 /// Loads the model and reports load time and placement.
-pub fn load_model(context: &Context, package: &Package) -> Result<Model> {
+pub fn load_model(context: &Context, package: &Package, plan: &Plan) -> Result<Model> {
     let (cell, report) = (context.cell, context.report);
     report.phase("load")?;
     let start = Instant::now();
-    let model = Model::load(context.runtime, package, &cell.backend, &Plan::of(cell))?;
+    let model = Model::load(context.runtime, package, &cell.backend, plan)?;
     report.samples("load_seconds", context.process, vec![start.elapsed().as_secs_f64()])?;
     let (placement, provider) = (model.placement(), model.provider());
     report.fact("provider_nodes", placement.on(provider))?;
@@ -57,7 +57,7 @@ pub fn load_model(context: &Context, package: &Package) -> Result<Model> {
 /// Package, model and prompts.
 pub fn load(context: &Context) -> Result<Loaded> {
     let package = open_package(context)?;
-    let model = load_model(context, &package)?;
+    let model = load_model(context, &package, &Plan::of(context.cell))?;
     let prompter = Prompter::open(&package, &context.cell.workload)?;
     Ok(Loaded { model, prompter })
 }
@@ -80,6 +80,13 @@ pub fn first_run(context: &Context, model: &mut Model, decoder: &mut Decoder, pr
     let features = model.see(prompts)?;
     decoder.prefill(model, prompts, &features)?;
     context.report.samples("first_run_seconds", context.process, vec![start.elapsed().as_secs_f64()])
+}
+
+/// The cold first run over the workload's prompts, in a decoder of their own.
+pub fn first_prefill(context: &Context, package: &Package, model: &mut Model) -> Result<()> {
+    let prompter = Prompter::open(package, &context.cell.workload)?;
+    let mut decoder = Decoder::new(model, context.cell.workload.batch as usize, capacity(context))?;
+    first_run(context, model, &mut decoder, &prompter.prompts()?)
 }
 
 /// The most likely token of every row; logits that are not finite end the cell.

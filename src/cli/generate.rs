@@ -1,6 +1,7 @@
 //! `ortbench generate`: lets a model answer a prompt.
 
 use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -103,7 +104,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let generations = generate(&mut model, &prompts, args.max_tokens, &sampling, |row, token| {
         first.get_or_insert_with(|| started.elapsed().as_secs_f64());
         if args.ids {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
         let piece = streams[row]
             .step(token)
@@ -113,7 +114,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             out.write_all(piece.as_bytes()).and_then(|()| out.flush()).context("cannot write the answer")?;
         }
         answers[row].push_str(&piece);
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     })?;
     let seconds = started.elapsed().as_secs_f64();
 

@@ -1,5 +1,7 @@
 //! Generation for a person: one prompt or several, tokens handed over as they come.
 
+use std::ops::ControlFlow;
+
 use crate::engine::decoder::Decoder;
 use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
@@ -9,7 +11,7 @@ use crate::error::Result;
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// The model chose a stop token.
+    /// The model chose a stop token, or the caller ended the row.
     Stop,
     /// The limit was reached.
     Length,
@@ -24,7 +26,7 @@ pub struct Generation {
     pub ended: Ended,
 }
 
-/// Generates up to `limit` tokens after each prompt. `on_token` gets each row's tokens as they come.
+/// Generates up to `limit` tokens after each prompt. `on_token` gets each row's tokens as they come, and may end the row.
 ///
 /// # Errors
 /// Prompts beyond the context, a failed run, logits that are not finite.
@@ -33,7 +35,7 @@ pub fn generate(
     prompts: &[Prompt],
     limit: usize,
     sampling: &Sampling,
-    mut on_token: impl FnMut(usize, u32) -> Result<()>,
+    mut on_token: impl FnMut(usize, u32) -> Result<ControlFlow<()>>,
 ) -> Result<Vec<Generation>> {
     sampling.check()?;
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
@@ -53,7 +55,9 @@ pub fn generate(
                 generation.ended = Ended::Stop;
             } else {
                 generation.tokens.push(token);
-                on_token(row, token)?;
+                if on_token(row, token)?.is_break() {
+                    generation.ended = Ended::Stop;
+                }
             }
         }
         if rows.iter().all(|row| row.ended == Ended::Stop) || count + 1 == limit {

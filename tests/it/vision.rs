@@ -146,7 +146,8 @@ fn a_batch_of_pictures_answers_like_each_prompt_alone() {
         );
         let greedy = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
         let mut answers = |prompts: &[Prompt]| -> Vec<Vec<u32>> {
-            let made = engine::generate(&mut model, prompts, 16, &greedy, |_, _| Ok(()));
+            let made =
+                engine::generate(&mut model, prompts, 16, &greedy, |_, _| Ok(std::ops::ControlFlow::Continue(())));
             made.expect("answers").into_iter().map(|generation| generation.tokens).collect()
         };
         let together = answers(&prompts);

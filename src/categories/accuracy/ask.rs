@@ -141,8 +141,7 @@ impl Asker<'_> {
         let (report, phase) = (self.report, format!("task {}", set.name));
         let all = groups.iter().map(|group| group.continuations.len()).sum::<usize>().max(1);
         let (items, of) = (set.items.len() - before, set.items.len() as u64);
-        let mut progress =
-            |done: usize| report.progress(&phase, (before + items * done / all) as u64, of);
+        let mut progress = |done: usize| report.progress(&phase, (before + items * done / all) as u64, of);
         Scorer::new(self.model, self.scoring, Budget::default()).score(groups, &mut progress)
     }
 
@@ -203,11 +202,8 @@ impl Asker<'_> {
             return Err(Error::new(format!("the task `{}` has programs and no way to run them", set.name)));
         };
         let program = set.program(&set.items[index], text)?;
-        let limits = Limits {
-            wall_seconds: run.seconds,
-            memory_bytes: u64::from(run.memory_mib) << 20,
-            ..Limits::default()
-        };
+        let limits =
+            Limits { wall_seconds: run.seconds, memory_bytes: u64::from(run.memory_mib) << 20, ..Limits::default() };
         let ended = sandbox.run(&run.command, &run.file, &program, &limits)?;
         scores.code(index, ended.verdict == Verdict::Passed)?;
         Ok(())

@@ -67,7 +67,7 @@ mod tests {
     fn the_worst_task_decides() {
         let gate = Gate::of(&[compared("acc", 0.9, 0.9), compared("acc", 0.5, 0.6)], 0.99).unwrap();
         assert!(!gate.passes);
-        assert_eq!(gate.detail, "t acc 0.500 of 0.600 (ratio 0.8333, floor 0.99)");
+        assert_eq!(gate.detail, "t acc 0.5000 of 0.6000 (ratio 0.8333, floor 0.99)");
         assert!(Gate::of(&[compared("acc", 0.594, 0.6)], 0.99).unwrap().passes);
         assert!(!Gate::of(&[compared("acc", 0.5939, 0.6)], 0.99).unwrap().passes);
         assert!(Gate::of(&[], 0.99).is_none());

@@ -76,8 +76,9 @@ impl Reference {
         let reference: Self = serde_json::from_slice(&bytes)
             .with_context(|| format!("`{}` does not hold a reference's answers", path.display()))?;
         if reference.version != VERSION {
-            return Err(Error::new(format!("`{}` is of version {}", path.display(), reference.version))
-                .hint("start a new run"));
+            return Err(
+                Error::new(format!("`{}` is of version {}", path.display(), reference.version)).hint("start a new run")
+            );
         }
         Ok(Some(reference))
     }

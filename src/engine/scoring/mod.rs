@@ -7,10 +7,10 @@
 mod batches;
 mod softmax;
 
-pub use batches::Budget;
-pub use softmax::Normaliser;
+pub use batches::{Budget, Size};
+pub use softmax::{Normaliser, exp_of_negative};
 
-use batches::{Cost, Size, batches};
+use batches::Cost;
 
 use crate::cell::Scoring;
 use crate::engine::decoder::Visit;
@@ -95,7 +95,7 @@ impl<'a> Scorer<'a> {
         let (shared, apart): (Vec<usize>, Vec<usize>) =
             (0..groups.len()).partition(|&index| self.shares(&groups[index]));
         let sizes: Vec<Size> = shared.iter().map(|&index| self.shared_size(&groups[index])).collect();
-        for batch in batches(&sizes, self.cost(), self.budget) {
+        for batch in batches(self.model, &sizes, self.budget) {
             let batch: Vec<usize> = batch.into_iter().map(|index| shared[index]).collect();
             self.score_shared(groups, &batch, &mut found)?;
             done += batch.iter().map(|&index| groups[index].continuations.len()).sum::<usize>();
@@ -107,7 +107,7 @@ impl<'a> Scorer<'a> {
             Scoring::Batched => self.budget,
             Scoring::OneByOne => Budget { rows: 1, ..self.budget },
         };
-        for batch in batches(&sizes, self.cost(), budget) {
+        for batch in batches(self.model, &sizes, budget) {
             let rows: Vec<&Whole> = batch.iter().map(|&index| &whole[index]).collect();
             self.walk(&rows, &mut |row, index, logits| {
                 let Whole { group, continuation, .. } = *rows[row];
@@ -169,11 +169,6 @@ impl<'a> Scorer<'a> {
         Size { tokens, capacity: tokens, tail: positions }
     }
 
-    fn cost(&self) -> Cost {
-        let shape = &self.model.manifest().shape;
-        Cost { cache_bytes: self.model.cache_bytes(1, 1), logits_bytes: shape.vocab_size * size_of::<f32>() as u64 }
-    }
-
     /// Prefills the prompts of a batch and tries each continuation out: the first one of every group, the second, …
     fn score_shared(&mut self, groups: &[Group], batch: &[usize], found: &mut [Vec<Likelihood>]) -> Result<()> {
         let prompts: Vec<Prompt> = batch.iter().map(|&index| groups[index].prompt.clone()).collect();
@@ -210,7 +205,7 @@ impl<'a> Scorer<'a> {
         let capacity = rows.iter().map(|row| row.prompt.tokens.len()).max().unwrap_or(0);
         let mut decoder = self.decoder(rows.len(), capacity)?;
         let mut scratch = Vec::new();
-        let chunk = (self.budget.logits_bytes / self.cost().logits_bytes.max(1)).max(1) as usize;
+        let chunk = (self.budget.logits_bytes / cost(self.model).logits_bytes.max(1)).max(1) as usize;
         let in_parts = |row: &&Whole| self.whole_size(row).tail > chunk && row.prompt.images.is_empty();
         if let Some(row) = rows.first().filter(|row| rows.len() == 1 && in_parts(row)) {
             return self.walk_in_parts(&mut decoder, row, chunk, visit);
@@ -256,6 +251,16 @@ impl<'a> Scorer<'a> {
     fn decoder(&self, rows: usize, capacity: usize) -> Result<Decoder> {
         Decoder::new(self.model, rows, capacity)
     }
+}
+
+/// Batches of indices into `sizes`, within bounds of memory: the longest first, neighbours in length together.
+pub fn batches(model: &Model, sizes: &[Size], budget: Budget) -> Vec<Vec<usize>> {
+    batches::batches(sizes, cost(model), budget)
+}
+
+fn cost(model: &Model) -> Cost {
+    let logits_bytes = model.manifest().shape.vocab_size * size_of::<f32>() as u64;
+    Cost { cache_bytes: model.cache_bytes(1, 1), logits_bytes }
 }
 
 /// The group's continuations, each behind the prompt.

@@ -76,7 +76,7 @@ fn sum_of_exponentials(logits: &[f32], max: f32) -> f32 {
 /// e to the power of `x` for `x` ≤ 0, with a relative error below 2·10⁻⁷ (below 1.6·10⁻³⁸ it gives that): a power of two
 /// times the Taylor polynomial of what is left, which is within ± ln 2 ÷ 2.
 #[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
+pub fn exp_of_negative(x: f32) -> f32 {
     // Adding and subtracting this rounds to a whole number, without a call.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;

@@ -178,7 +178,9 @@ mod tests {
         let path = folder.path().join("logits.bin");
         let vocab = rows[0].0.len();
         let mut writer = Writer::create(&path, vocab).unwrap();
-        rows.iter().for_each(|(logits, next)| writer.add(logits, *next).unwrap());
+        for (logits, next) in rows {
+            writer.add(logits, *next).unwrap();
+        }
         writer.finish().unwrap();
         let mut reader = Reader::open(&path, vocab).unwrap();
         rows.iter().map(|_| reader.next().unwrap().clone()).collect()
