@@ -12,5 +12,6 @@ mod interruption;
 mod limits;
 mod measuring;
 mod sandbox;
+mod scoring;
 mod tables;
 mod vision;

@@ -2,8 +2,27 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
+use ortbench::cell::{Backend, ProviderKind, RuntimeRef};
+use ortbench::engine::{Model, Plan};
+use ortbench::package::Package;
+use ortbench::runtime::{Runtime, catalog};
 use serde_json::Value;
+
+/// A model loaded into this process on the CPU provider. A process has one library, which all tests share.
+pub fn load(package: &Package) -> Model {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let cpu = RuntimeRef::Installed("cpu".to_owned());
+    let runtime = RUNTIME.get_or_init(|| {
+        let library = catalog::find(&cpu).expect("a runtime");
+        Runtime::load(&library.path).expect("the library")
+    });
+    let backend =
+        Backend { name: "cpu".to_owned(), runtime: cpu.clone(), provider: ProviderKind::Cpu, options: [].into() };
+    let plan = Plan { images: package.manifest.image.is_some(), ..Plan::with_threads(2) };
+    Model::load(runtime, package, &backend, &plan).expect("a model")
+}
 
 /// The repository's root.
 pub fn root() -> &'static Path {

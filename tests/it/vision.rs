@@ -2,11 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use ortbench::cell::{Backend, ProviderKind, RuntimeRef};
 use ortbench::engine::sampling::Sampling;
-use ortbench::engine::{self, Model, Plan, Prompt};
+use ortbench::engine::{self, Prompt};
 use ortbench::package::{ChatMessage, Package};
-use ortbench::runtime::{Runtime, catalog};
 use ortbench::vision;
 use serde_json::{Value, json};
 
@@ -127,18 +125,9 @@ fn prompts_with_pictures_agree_with_transformers() {
 /// others. Right padding in fused graphs, left in plain ones.
 #[test]
 fn a_batch_of_pictures_answers_like_each_prompt_alone() {
-    let library = catalog::find(&RuntimeRef::Installed("cpu".to_owned())).expect("a runtime");
-    let runtime = Runtime::load(&library.path).expect("the library");
-    let backend = Backend {
-        name: "cpu".to_owned(),
-        runtime: RuntimeRef::Installed("cpu".to_owned()),
-        provider: ProviderKind::Cpu,
-        options: Default::default(),
-    };
     for name in ["fp32-fused", "fp32-plain"] {
         let package = Package::open(&package_of("qwen3-vl-tiny", name)).expect("a package");
-        let plan = Plan { images: true, ..Plan::with_threads(2) };
-        let mut model = Model::load(&runtime, &package, &backend, &plan).expect("a model");
+        let mut model = real::load(&package);
         let prompts: Vec<_> = cases().iter().map(|case| prompt(case, &package).1).collect();
         assert!(
             prompts.iter().any(|prompt| prompt.images.is_empty())

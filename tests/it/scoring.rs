@@ -1,0 +1,156 @@
+//! Log-likelihoods by every way of computing them, on every miniature: shared prompts and batches against one sequence
+//! after the other, whole sequences against sequences in parts.
+
+use ortbench::cell::Scoring;
+use ortbench::engine::scoring::{Budget, Group, Likelihood, Normaliser, Scorer};
+use ortbench::engine::{Model, Prompt};
+use ortbench::package::Package;
+use ortbench::vision;
+
+use crate::real::{load, package_of};
+
+const TEXT: [&str; 4] = ["qwen3-tiny", "qwen3-moe-tiny", "glm4-moe-lite-tiny", "glm4-moe-lite-tiny-absorbed"];
+
+/// Single-precision sums in another order.
+const TOLERANCE: f64 = 3e-4;
+
+fn score(model: &mut Model, scoring: Scoring, budget: Budget, groups: &[Group]) -> Vec<Vec<Likelihood>> {
+    let total: usize = groups.iter().map(|group| group.continuations.len()).sum();
+    let mut last = 0;
+    let mut progress = |done: usize| {
+        assert!(done > last && done <= total, "{done} of {total}");
+        last = done;
+        Ok(())
+    };
+    let found = Scorer::new(model, scoring, budget).score(groups, &mut progress).expect("likelihoods");
+    assert_eq!(last, total);
+    found
+}
+
+/// Prompts of many lengths, each with continuations of one to many tokens, some prompts with a single one.
+fn groups(vocab: u32) -> Vec<Group> {
+    let mut state = 7_u32;
+    let mut draw = |below: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % below
+    };
+    let mut tokens = |count: u32| (0..count).map(|_| draw(vocab)).collect::<Vec<u32>>();
+    let shapes: [(u32, &[u32]); 8] = [
+        (1, &[1, 1, 1]),
+        (3, &[9, 2]),
+        (40, &[1, 5, 3, 8]),
+        (41, &[4, 1]),
+        (12, &[6]),
+        (90, &[1]),
+        (25, &[2, 2, 2, 2, 2]),
+        (2, &[30, 1, 12]),
+    ];
+    let group = |(prompt, continuations): (u32, &[u32])| Group {
+        prompt: Prompt::text(tokens(prompt)),
+        continuations: continuations.iter().map(|&count| tokens(count)).collect(),
+    };
+    shapes.into_iter().map(group).collect()
+}
+
+fn assert_alike(found: &[Vec<Likelihood>], expected: &[Vec<Likelihood>], what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            let difference = (a.log_likelihood - b.log_likelihood).abs();
+            assert!(difference < TOLERANCE, "{what}, group {at}: {a:?} and {b:?}");
+            assert_eq!(a.greedy, b.greedy, "{what}, group {at}");
+        }
+    }
+}
+
+#[test]
+fn every_way_gives_the_same_likelihoods() {
+    for name in TEXT {
+        for kind in ["fp32-fused", "fp32-plain"] {
+            let package = Package::open(&package_of(name, kind)).expect("a package");
+            let mut model = load(&package);
+            let vocab = package.manifest.shape.vocab_size;
+            let groups = groups(vocab as u32);
+            let what = format!("{name} {kind}");
+            let expected = score(&mut model, Scoring::OneByOne, Budget::default(), &groups);
+            let batched = score(&mut model, Scoring::Batched, Budget::default(), &groups);
+            assert_alike(&batched, &expected, &what);
+            // Batches of three rows, and logits of two positions at a time: long continuations go in parts.
+            let tight = Budget { rows: 3, logits_bytes: 2 * 4 * vocab, ..Budget::default() };
+            assert_alike(&score(&mut model, Scoring::Batched, tight, &groups), &expected, &format!("{what}, tight"));
+            let single = Budget { rows: 1, ..Budget::default() };
+            assert_alike(&score(&mut model, Scoring::Batched, single, &groups), &expected, &format!("{what}, single"));
+        }
+    }
+}
+
+#[test]
+fn a_stream_of_logits_is_that_of_the_whole_sequence() {
+    for kind in ["fp32-fused", "fp32-plain"] {
+        let package = Package::open(&package_of("qwen3-tiny", kind)).expect("a package");
+        let mut model = load(&package);
+        let vocab = package.manifest.shape.vocab_size;
+        let tokens: Vec<u32> = (0..60).map(|i| (i * 37 + 5) % vocab as u32).collect();
+        let mut likelihoods = |budget: Budget, from: usize| {
+            let mut found = Vec::new();
+            let mut visit = |position: usize, logits: &[f32]| {
+                assert_eq!(position, from + found.len());
+                let next = tokens.get(position + 1).copied().unwrap_or(0);
+                found.push(Normaliser::of(logits)?.log_probability(logits[next as usize]));
+                Ok(())
+            };
+            Scorer::new(&mut model, Scoring::Batched, budget).stream(&tokens, from, &mut visit).expect("logits");
+            found
+        };
+        let whole = likelihoods(Budget::default(), 0);
+        assert_eq!(whole.len(), tokens.len());
+        for (positions, from) in [(1, 0), (7, 0), (16, 11), (59, 0), (60, 59)] {
+            let budget = Budget { logits_bytes: positions * 4 * vocab, ..Budget::default() };
+            let parts = likelihoods(budget, from);
+            assert_eq!(parts.len(), tokens.len() - from);
+            for (a, b) in parts.iter().zip(&whole[from..]) {
+                assert!((a - b).abs() < 1e-4, "{kind}, {positions} at a time from {from}: {a} and {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn choices_about_a_picture_share_its_prompt() {
+    for kind in ["fp32-fused", "fp32-plain"] {
+        let package = Package::open(&package_of("qwen3-vl-tiny", kind)).expect("a package");
+        let image = package.manifest.image.clone().expect("images");
+        let mut model = load(&package);
+        let groups: Vec<Group> = [(64, 48), (96, 96)]
+            .into_iter()
+            .enumerate()
+            .map(|(seed, (width, height))| {
+                let pixels = vision::synthetic(width, height, seed as u64);
+                let patches = vision::preprocess(&pixels, &image.spec()).expect("patches");
+                Group {
+                    prompt: Prompt::with_images(&[11, 12, 13 + seed as u32], vec![patches], &image).expect("a prompt"),
+                    continuations: vec![vec![20], vec![21, 22, 23], vec![24, 25]],
+                }
+            })
+            .collect();
+        let together = score(&mut model, Scoring::Batched, Budget::default(), &groups);
+        let apart = score(&mut model, Scoring::OneByOne, Budget::default(), &groups);
+        assert_alike(&together, &apart, kind);
+    }
+}
+
+#[test]
+fn what_cannot_be_scored_is_named() {
+    let package = Package::open(&package_of("qwen3-tiny", "fp32-fused")).expect("a package");
+    let mut model = load(&package);
+    let mut refuse = |prompt: &[u32], continuation: &[u32]| {
+        let group = Group { prompt: Prompt::text(prompt.to_vec()), continuations: vec![continuation.to_vec()] };
+        let mut scorer = Scorer::new(&mut model, Scoring::Batched, Budget::default());
+        scorer.score(&[group], &mut |_| Ok(())).expect_err("a refusal").chain()
+    };
+    assert!(refuse(&[], &[1]).contains("empty"));
+    assert!(refuse(&[1], &[]).contains("empty"));
+    assert!(refuse(&[1], &[1_000_000]).contains("beyond the model's vocabulary"));
+    assert!(refuse(&[1; 5000], &[1]).contains("exceed the model's context"));
+}
