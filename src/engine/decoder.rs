@@ -174,6 +174,14 @@ impl Decoder {
         self.append(model, &[tokens], &[tail], true)
     }
 
+    /// Forgets all but the first tokens of the one row of a batch of one, whose cache is kept in place.
+    pub(super) fn keep(&mut self, tokens: usize) {
+        let in_place = self.cache.iter().all(|layer| layer.back.is_none());
+        assert!(self.batch == 1 && in_place && tokens <= self.columns, "a cache that can be cut");
+        self.columns = tokens;
+        self.inputs.rewind(&[tokens]);
+    }
+
     /// Runs what might follow each row, without keeping it in the cache; `visit` gets, for each row and each of its
     /// tokens, the logits after it. Rows may have different numbers of tokens, or none.
     ///

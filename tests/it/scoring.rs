@@ -85,6 +85,30 @@ fn every_way_gives_the_same_likelihoods() {
     }
 }
 
+/// Prompts with few-shot examples before them: the second of two subjects begins otherwise, and one prompt is the
+/// beginning of another.
+#[test]
+fn prompts_that_begin_alike_share_what_they_share() {
+    for name in TEXT {
+        for kind in ["fp32-fused", "fp32-plain"] {
+            let package = Package::open(&package_of(name, kind)).expect("a package");
+            let mut model = load(&package);
+            let vocab = package.manifest.shape.vocab_size as u32;
+            let examples = |subject: u32| (0..150).map(move |i| (i * 31 + subject * 77 + 9) % vocab);
+            let group = |number: u32| {
+                let own = (0..number % 7).map(|i| (i * 13 + number * 5 + 3) % vocab);
+                let tokens: Vec<u32> = examples(number % 2).chain(own).collect();
+                let continuations = vec![vec![number % vocab], vec![4, 5 + number % 3, 6], vec![8; 12]];
+                Group { prompt: Prompt::text(tokens), continuations }
+            };
+            let groups: Vec<Group> = (0..16).map(group).collect();
+            let expected = score(&mut model, Scoring::OneByOne, Budget::default(), &groups);
+            let shared = score(&mut model, Scoring::Batched, Budget::default(), &groups);
+            assert_alike(&shared, &expected, &format!("{name} {kind}"));
+        }
+    }
+}
+
 #[test]
 fn a_stream_of_logits_is_that_of_the_whole_sequence() {
     for kind in ["fp32-fused", "fp32-plain"] {

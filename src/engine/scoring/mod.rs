@@ -1,10 +1,12 @@
 //! Log-likelihoods of given continuations.
 //!
 //! Continuations of one prompt share its prefill: the key/value cache of the prompt is computed once, and each
-//! continuation is tried out on top of it. Sequences of similar length run together, and the head runs for the positions
+//! continuation is tried out on top of it. Where prompts begin alike (few-shot examples, a preamble), the cache is cut
+//! back to what the next prompt shares with the last one ([`prefixes`]). Otherwise sequences of similar length run together, and the head runs for the positions
 //! that are scored and no others. One after the other from the first token gives the same results, slower.
 
 mod batches;
+mod prefixes;
 mod softmax;
 
 pub use batches::{Budget, Size};
@@ -92,6 +94,11 @@ impl<'a> Scorer<'a> {
         let mut found: Vec<Vec<Likelihood>> =
             groups.iter().map(|group| vec![Likelihood::CERTAIN; group.continuations.len()]).collect();
         let mut done = 0;
+        let in_order = self.prefix_order(groups);
+        if !in_order.is_empty() {
+            self.score_in_order(groups, &in_order, &mut found, progress)?;
+            return Ok(found);
+        }
         let (shared, apart): (Vec<usize>, Vec<usize>) =
             (0..groups.len()).partition(|&index| self.shares(&groups[index]));
         let sizes: Vec<Size> = shared.iter().map(|&index| self.shared_size(&groups[index])).collect();
