@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use fancy_regex::Regex;
+use minijinja::{ErrorKind, UndefinedBehavior};
 use serde_yaml::Spanned;
 
 use super::answer::{Judging, Normalize, Step, Take};
@@ -25,6 +26,7 @@ pub(super) fn check(folder: Option<&Path>, text: &str) -> Result<Description, Ve
     }
     let written: Written = yaml::read(text).map_err(|problem| vec![problem])?;
     let mut checker = Checker { folder, problems: Vec::new(), environment: template::environment() };
+    checker.environment.set_undefined_behavior(UndefinedBehavior::Chainable);
     let description = checker.file(&written, text);
     match description {
         Some(description) if checker.problems.is_empty() => Ok(description),
@@ -280,8 +282,8 @@ impl Checker<'_> {
 
     fn template(&mut self, written: &Option<Spanned<String>>) -> Option<String> {
         let written = written.as_ref()?;
-        let error = self.environment.template_from_str(&written.value).err();
-        self.parsed(written, "template", error)
+        let tried = self.environment.template_from_str(&written.value).and_then(|template| template.render(()));
+        self.parsed(written, "template", tried.err())
     }
 
     fn expression(&mut self, written: &Option<Spanned<String>>) -> Option<String> {
@@ -290,14 +292,23 @@ impl Checker<'_> {
             self.problem(written, "an expression stands without `{{` and `}}`");
             return None;
         }
-        let error = self.environment.compile_expression(&written.value).err();
-        self.parsed(written, "expression", error)
+        let tried = self.environment.compile_expression(&written.value).and_then(|expression| expression.eval(()));
+        self.parsed(written, "expression", tried.err())
     }
 
+    /// The text, unless trying it showed a mistake of its own. Names of filters come to light only when they are used;
+    /// that the record is empty on which it was tried does not matter.
     fn parsed(&mut self, written: &Spanned<String>, what: &str, error: Option<minijinja::Error>) -> Option<String> {
         let Some(error) = error else { return Some(written.value.clone()) };
-        let detail = error.detail().unwrap_or("its syntax is wrong").to_owned();
-        self.problem(written, format!("the {what} does not parse: {detail}"));
+        let detail = error.detail().unwrap_or("its syntax is wrong");
+        let message = match error.kind() {
+            ErrorKind::SyntaxError => format!("the {what} does not parse: {detail}"),
+            ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction => {
+                format!("in the {what}, {detail}")
+            }
+            _ => return Some(written.value.clone()),
+        };
+        self.problem(written, message);
         None
     }
 
