@@ -178,8 +178,9 @@ impl Checker<'_> {
             Kind::Choice if file.contexts.is_some() => &CHOICE_METRICS[..1],
             Kind::Choice => CHOICE_METRICS,
             Kind::Perplexity => PERPLEXITY_METRICS,
-            Kind::Generation => &["exact_match"],
-            Kind::Code => &["pass_at_1"],
+            // A key of other kinds, which is said already.
+            Kind::Generation => return "exact_match",
+            Kind::Code => return "pass_at_1",
         };
         let Some(written) = &file.metric else { return known[0] };
         known.iter().find(|metric| **metric == written.value).copied().unwrap_or_else(|| {
@@ -316,9 +317,13 @@ impl Checker<'_> {
         match Regex::new(&written.value) {
             Ok(regex) => Some(regex),
             Err(error) => {
-                let error = error.to_string();
-                // The parser draws a picture of several lines; its last one says what is wrong.
-                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                // The innermost error knows best; some draw a picture of several lines, the last of which has the words.
+                let mut innermost: &dyn std::error::Error = &error;
+                while let Some(source) = innermost.source() {
+                    innermost = source;
+                }
+                let text = innermost.to_string();
+                let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
                 self.problem(written, format!("the regular expression `{}` is wrong: {reason}", written.value));
                 None
             }
