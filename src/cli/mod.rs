@@ -16,6 +16,7 @@ mod run;
 mod runtime;
 mod sandbox;
 mod schema;
+mod tasks;
 mod worker;
 
 /// Compares ONNX Runtime's execution providers on language models: speed, throughput and memory, measured.
@@ -46,6 +47,8 @@ pub enum Command {
     Columns(columns::Args),
     /// Print the JSON Schema of the matrix file.
     Schema(schema::Args),
+    /// List the task sets that the program describes, print a description, or show how it renders a file of items.
+    Tasks(tasks::Args),
     /// Run one job from standard input (used by `run`).
     #[command(hide = true)]
     Worker(worker::Args),
@@ -65,6 +68,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Runtime(args) => runtime::run(args),
         Command::Columns(args) => columns::run(args),
         Command::Schema(args) => schema::run(args),
+        Command::Tasks(args) => tasks::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Sandbox(args) => sandbox::run(args),
     }

@@ -9,7 +9,7 @@ mod outcome;
 pub mod record;
 pub mod samples;
 pub mod summary;
-mod table;
+pub mod table;
 pub mod time;
 pub mod validate;
 mod value;

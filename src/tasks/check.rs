@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use fancy_regex::Regex;
+use minijinja::{ErrorKind, UndefinedBehavior};
 use serde_yaml::Spanned;
 
 use super::answer::{Judging, Normalize, Step, Take};
@@ -25,6 +26,7 @@ pub(super) fn check(folder: Option<&Path>, text: &str) -> Result<Description, Ve
     }
     let written: Written = yaml::read(text).map_err(|problem| vec![problem])?;
     let mut checker = Checker { folder, problems: Vec::new(), environment: template::environment() };
+    checker.environment.set_undefined_behavior(UndefinedBehavior::Chainable);
     let description = checker.file(&written, text);
     match description {
         Some(description) if checker.problems.is_empty() => Ok(description),
@@ -176,8 +178,9 @@ impl Checker<'_> {
             Kind::Choice if file.contexts.is_some() => &CHOICE_METRICS[..1],
             Kind::Choice => CHOICE_METRICS,
             Kind::Perplexity => PERPLEXITY_METRICS,
-            Kind::Generation => &["exact_match"],
-            Kind::Code => &["pass_at_1"],
+            // A key of other kinds, which is said already.
+            Kind::Generation => return "exact_match",
+            Kind::Code => return "pass_at_1",
         };
         let Some(written) = &file.metric else { return known[0] };
         known.iter().find(|metric| **metric == written.value).copied().unwrap_or_else(|| {
@@ -280,8 +283,8 @@ impl Checker<'_> {
 
     fn template(&mut self, written: &Option<Spanned<String>>) -> Option<String> {
         let written = written.as_ref()?;
-        let error = self.environment.template_from_str(&written.value).err();
-        self.parsed(written, "template", error)
+        let tried = self.environment.template_from_str(&written.value).and_then(|template| template.render(()));
+        self.parsed(written, "template", tried.err())
     }
 
     fn expression(&mut self, written: &Option<Spanned<String>>) -> Option<String> {
@@ -290,14 +293,23 @@ impl Checker<'_> {
             self.problem(written, "an expression stands without `{{` and `}}`");
             return None;
         }
-        let error = self.environment.compile_expression(&written.value).err();
-        self.parsed(written, "expression", error)
+        let tried = self.environment.compile_expression(&written.value).and_then(|expression| expression.eval(()));
+        self.parsed(written, "expression", tried.err())
     }
 
+    /// The text, unless trying it showed a mistake of its own. Names of filters come to light only when they are used;
+    /// that the record is empty on which it was tried does not matter.
     fn parsed(&mut self, written: &Spanned<String>, what: &str, error: Option<minijinja::Error>) -> Option<String> {
         let Some(error) = error else { return Some(written.value.clone()) };
-        let detail = error.detail().unwrap_or("its syntax is wrong").to_owned();
-        self.problem(written, format!("the {what} does not parse: {detail}"));
+        let detail = error.detail().unwrap_or("its syntax is wrong");
+        let message = match error.kind() {
+            ErrorKind::SyntaxError => format!("the {what} does not parse: {detail}"),
+            ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction => {
+                format!("in the {what}, {detail}")
+            }
+            _ => return Some(written.value.clone()),
+        };
+        self.problem(written, message);
         None
     }
 
@@ -305,9 +317,13 @@ impl Checker<'_> {
         match Regex::new(&written.value) {
             Ok(regex) => Some(regex),
             Err(error) => {
-                let error = error.to_string();
-                // The parser draws a picture of several lines; its last one says what is wrong.
-                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                // The innermost error knows best; some draw a picture of several lines, the last of which has the words.
+                let mut innermost: &dyn std::error::Error = &error;
+                while let Some(source) = innermost.source() {
+                    innermost = source;
+                }
+                let text = innermost.to_string();
+                let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
                 self.problem(written, format!("the regular expression `{}` is wrong: {reason}", written.value));
                 None
             }

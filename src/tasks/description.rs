@@ -150,6 +150,11 @@ impl Description {
         ready::READY.iter()
     }
 
+    /// Examples before each item, where the matrix file says nothing else.
+    pub fn examples(&self) -> usize {
+        self.fewshot.count
+    }
+
     /// What applies once a matrix file has its say.
     ///
     /// # Errors

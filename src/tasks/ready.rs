@@ -8,7 +8,23 @@ macro_rules! ready {
 }
 
 /// Names and texts.
-pub const READY: &[(&str, &str)] = ready!["arc_easy"];
+pub const READY: &[(&str, &str)] = ready![
+    "arc_challenge",
+    "arc_easy",
+    "boolq",
+    "gsm8k",
+    "hellaswag",
+    "humaneval",
+    "image_choice",
+    "mbpp",
+    "mmlu",
+    "mmmu",
+    "openbookqa",
+    "piqa",
+    "truthfulqa_mc1",
+    "wikitext",
+    "winogrande"
+];
 
 /// The text of that name.
 pub fn find(name: &str) -> Result<&'static str> {

@@ -89,6 +89,7 @@ fn describe(error: &YamlError) -> Problem {
             match text.lines().next().unwrap_or_default().trim_end_matches(':') {
                 "expected mapping start" => "keys with values belong here".to_owned(),
                 "expected sequence start" => "a list belongs here".to_owned(),
+                "expected string scalar" => "a text belongs here; brackets or braces in it need quotes".to_owned(),
                 other => other.to_owned(),
             }
         }

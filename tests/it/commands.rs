@@ -86,3 +86,27 @@ fn a_results_folder_that_cannot_be_made_is_exit_code_3() {
     let assert = ortbench(folder.path()).arg("run").assert().code(3);
     assert.stderr(contains("error: cannot make the results folder `results`").and(contains("hint: ")));
 }
+
+#[test]
+fn tasks_are_listed_printed_and_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let items = "{\"id\": \"a\", \"question\": \"Hot?\", \"choices\": {\"text\": [\"sun\", \"ice\"], \"label\": [\"A\", \"B\"]}, \
+                 \"answerKey\": \"B\"}\nno JSON\n";
+    fs::write(folder.path().join("items.jsonl"), items).unwrap();
+    let run = |args: &[&str]| ortbench(folder.path()).arg("tasks").args(args).assert();
+    run(&[]).success().stdout(contains("arc_easy").and(contains("gsm8k")).and(contains("perplexity")));
+    run(&["arc_easy"]).success().stdout(contains("\nanswer: index_of(choices.label, answerKey)\n"));
+    let shown = "item a\n  |Question: Hot?\n  |Answer:\n    \" sun\"\n  * \" ice\"\n\n";
+    run(&["arc_easy", "--data", "items.jsonl", "--limit", "1"]).success().stdout(shown);
+    run(&["arc_easy", "--data", "items.jsonl"]).code(2).stderr(contains("line 2, column 2 is not JSON"));
+    run(&["arc_eazy"]).code(2).stderr(contains("did you mean `arc_easy`?"));
+    run(&["absent.yaml"]).code(2).stderr(contains("absent.yaml"));
+    fs::write(
+        folder.path().join("own.yaml"),
+        "version: 1\nname: own\nkind: generation\ndata: items.jsonl\ncontext: \"{{ question }}\"\nanswer: answerKey\n\
+         chat: true\n",
+    )
+    .unwrap();
+    let shown = "item a\n  |<user>\n  |Hot?\n  |<assistant>\n  * \"B\"\n\n";
+    run(&["own.yaml", "--limit", "1"]).success().stdout(shown);
+}
