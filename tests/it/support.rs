@@ -56,6 +56,7 @@ pub fn matrix(cells: Vec<Cell>) -> Matrix {
         text: "name: test\n".to_owned(),
         cells,
         excluded: Vec::new(),
+        without_tasks: Vec::new(),
     }
 }
 
