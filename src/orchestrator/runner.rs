@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::cell::{Cell, CellId, Status};
+use crate::cell::{Category, Cell, CellId, Status};
 use crate::config::Matrix;
 use crate::error::{Context, Error, Result};
 use crate::orchestrator::child::{self, End, Worker};
@@ -19,7 +19,7 @@ use crate::results::folder::{self, RunFolder, write_error};
 use crate::results::journal::{Event, JOURNAL_VERSION, Journal};
 use crate::results::record::{self, Record};
 use crate::results::samples::SamplesFile;
-use crate::results::{JobEnd, JobKey, Outcome, Refusal, SampleRun, summary, time};
+use crate::results::{JobEnd, JobKey, Outcome, Raw, Refusal, SampleRun, summary, tasks, time};
 
 /// How a matrix is run.
 pub struct Options<'a> {
@@ -144,7 +144,7 @@ impl<'a> Runner<'a> {
                 self.tell_of(&cell.id);
             }
         }
-        self.write_summary()?;
+        self.write_tables()?;
         self.write_environment()?;
         self.measure_ceilings()?;
         let mut jobs = schedule::order(&self.record.cells);
@@ -187,7 +187,7 @@ impl<'a> Runner<'a> {
             self.options.progress.job_ended(job, None);
         }
         if !self.outcomes.contains_key(&cell.id) && self.settle(&cell) {
-            self.write_summary()?;
+            self.write_tables()?;
             self.tell_of(&cell.id);
         }
         Ok(())
@@ -198,26 +198,26 @@ impl<'a> Runner<'a> {
         let started = now();
         self.happened(Event::JobStarted { job: job.clone(), time: started.clone() }, Vec::new())?;
         self.options.progress.job_started(job);
-        let (mut end, samples) = match self.options.host.library(&cell.backend.runtime) {
+        let (mut end, raw) = match self.options.host.library(&cell.backend.runtime) {
             Ok(library) => match self.execute(job, cell, library)? {
                 Some(end) => end,
                 None => return Ok(false),
             },
             Err(error) => {
                 let hint = error.find_hint().map(str::to_owned);
-                (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Vec::new())
+                (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Raw::default())
             }
         };
         end.started = started;
         self.options.progress.job_ended(job, Some(&end));
-        self.samples.append(job, &samples)?;
+        self.samples.append(job, &raw)?;
         let samples_length = self.samples.length();
-        self.happened(Event::JobEnded { job: job.clone(), end: Box::new(end), samples_length }, samples)?;
+        self.happened(Event::JobEnded { job: job.clone(), end: Box::new(end), samples_length }, raw.samples)?;
         Ok(true)
     }
 
     /// The job's process, from start to end; `None` when the user ended it.
-    fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Vec<SampleRun>)>> {
+    fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
         let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference: None };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
@@ -277,10 +277,14 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn write_summary(&self) -> Result<()> {
-        let ended = self.record.cells.iter().filter_map(|cell| self.outcomes.get(&cell.id));
-        let rows = ended.map(|outcome| Row { run_id: &self.run_id, outcome });
-        self.folder.replace(folder::SUMMARY, &summary::render(rows, self.options.byte_order_mark)?)
+    fn write_tables(&self) -> Result<()> {
+        let ended = || self.record.cells.iter().filter_map(|cell| self.outcomes.get(&cell.id));
+        let mark = self.options.byte_order_mark;
+        if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Accuracy)) {
+            self.folder.replace(folder::TASKS, &tasks::render(&self.run_id, ended(), mark)?)?;
+        }
+        let rows = ended().map(|outcome| Row { run_id: &self.run_id, outcome });
+        self.folder.replace(folder::SUMMARY, &summary::render(rows, mark)?)
     }
 
     fn write_environment(&self) -> Result<()> {
