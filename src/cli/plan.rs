@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cell::{Category, Cell, Status};
+use crate::cell::{AccuracyPlan, Category, Cell, Status, TaskSource};
 use crate::config::{self, Matrix, Ready, Skip};
 use crate::error::{Context, Result};
 use crate::{probe, units};
@@ -60,6 +60,13 @@ fn as_text(matrix: &Matrix, planned: &[Planned], limit: Option<u64>) -> String {
             categories(cell),
         );
     }
+    text.push_str(&accuracy(planned));
+    if !matrix.without_tasks.is_empty() {
+        let _ = writeln!(text, "\nWithout accuracy, because none of its tasks is for them:");
+        for cell in &matrix.without_tasks {
+            let _ = writeln!(text, "{cell}");
+        }
+    }
     let skipped: Vec<_> = planned.iter().filter_map(|(cell, plan)| Some((cell, plan.as_ref().err()?))).collect();
     if !skipped.is_empty() {
         let _ = writeln!(text, "\nCannot run here:");
@@ -103,8 +110,56 @@ fn as_json(matrix: &Matrix, planned: &[Planned]) -> Result<String> {
         })
         .collect();
     let excluded: Vec<_> = matrix.excluded.iter().map(|cell| json!({"id": cell.id, "reason": cell.reason})).collect();
-    serde_json::to_string_pretty(&json!({"name": matrix.name, "cells": cells, "excluded": excluded}))
-        .context("cannot print the plan")
+    serde_json::to_string_pretty(&json!({
+        "name": matrix.name, "cells": cells, "excluded": excluded, "without_tasks": matrix.without_tasks,
+    }))
+    .context("cannot print the plan")
+}
+
+/// What each cell is asked, cells of one answer together.
+fn accuracy(planned: &[Planned]) -> String {
+    let mut plans: Vec<(String, Vec<&str>)> = Vec::new();
+    for (cell, _) in planned {
+        let Some(plan) = cell.accuracy.as_deref() else { continue };
+        let plan = describe(plan);
+        match plans.iter_mut().find(|(known, _)| *known == plan) {
+            Some((_, cells)) => cells.push(&cell.id.0),
+            None => plans.push((plan, vec![&cell.id.0])),
+        }
+    }
+    let lines = plans.iter().map(|(plan, cells)| format!("{}\n{plan}", cells.join("\n")));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    if text.is_empty() { text } else { format!("\nAccuracy:\n{text}\n") }
+}
+
+/// A plan in indented lines.
+fn describe(plan: &AccuracyPlan) -> String {
+    let mut lines = Vec::new();
+    for task in &plan.tasks {
+        let mut words = vec![match &task.description {
+            TaskSource::Ready(name) => format!("  task {} (ready description {name})", task.name),
+            TaskSource::File(path) => format!("  task {} ({})", task.name, path.display()),
+        }];
+        words.extend(task.data.as_ref().map(|data| format!("data {}", data.display())));
+        words.extend(task.limit.map(|limit| format!("{limit} items at most")));
+        words.extend(task.fewshot.map(|fewshot| format!("{fewshot} examples")));
+        words.extend(task.chat.map(|chat| if chat { "chat template" } else { "no chat template" }.to_owned()));
+        words.extend(task.max_length.map(|length| format!("{length} tokens at most")));
+        lines.push(words.join(", "));
+    }
+    if let Some(fidelity) = &plan.fidelity {
+        lines.push(format!(
+            "  fidelity over {} tokens of {}, {} continuations",
+            fidelity.tokens,
+            fidelity.text.display(),
+            fidelity.generations
+        ));
+    }
+    if let Some(reference) = &plan.reference {
+        let floor = plan.floor.map_or(String::new(), |floor| format!(", at least {floor} of its scores"));
+        lines.push(format!("  reference {reference}{floor}"));
+    }
+    lines.join("\n")
 }
 
 fn categories(cell: &Cell) -> String {

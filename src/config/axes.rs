@@ -127,6 +127,13 @@ impl Point {
         self.0[axis as usize]
     }
 
+    /// The same point with another value on an axis.
+    #[must_use]
+    pub fn with(mut self, axis: Axis, value: u32) -> Self {
+        self.0[axis as usize] = value;
+        self
+    }
+
     /// The model's index.
     pub fn model(&self) -> usize {
         self.on(Axis::Model) as usize
@@ -161,6 +168,11 @@ impl Axes {
     /// Sets an axis.
     pub fn set(&mut self, axis: Axis, values: Vec<u32>) {
         self.0[axis as usize] = Some(values);
+    }
+
+    /// The values of an axis; `None` is any.
+    pub fn on(&self, axis: Axis) -> Option<&[u32]> {
+        self.0[axis as usize].as_deref()
     }
 
     /// True when no axis is named.

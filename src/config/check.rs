@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_yaml::{Location, Spanned};
 
+use super::accuracy::{self, Accuracy};
 use super::axes::{Axes, Axis, Values};
 use super::file::{AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
+use super::paths;
 use super::problem::Problem;
 use crate::cell::{
     Backend, Category, Flavour, ImageSize, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef,
@@ -25,6 +27,7 @@ pub struct Checked {
     pub backends: Vec<Backend>,
     pub matrix: Axes,
     pub categories: Vec<Category>,
+    pub accuracy: Option<Accuracy>,
     pub prompt: PromptSource,
     pub measurement: MeasurementPlan,
     pub strict_placement: bool,
@@ -77,20 +80,28 @@ const MAX_SECONDS: f64 = 7.0 * 86_400.0;
 
 /// Checks the file; relative paths start at `folder`.
 pub fn check(file: &File, folder: &Path) -> Result<Checked, Vec<Problem>> {
-    let mut checker = Checker { folder, problems: Vec::new(), models: Vec::new(), backends: Vec::new() };
+    let mut checker = Checker {
+        folder,
+        problems: Vec::new(),
+        models: Vec::new(),
+        backends: Vec::new(),
+        has_accuracy: file.accuracy.is_some(),
+    };
     let checked = checker.file(file);
     if checker.problems.is_empty() { Ok(checked) } else { Err(checker.problems) }
 }
 
-struct Checker<'a> {
+/// The mistakes so far, and the names that later parts of the file may use.
+pub(super) struct Checker<'a> {
     folder: &'a Path,
     problems: Vec<Problem>,
     models: Vec<String>,
     backends: Vec<String>,
+    has_accuracy: bool,
 }
 
 impl Checker<'_> {
-    fn problem(&mut self, at: Location, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, at: Location, message: impl Into<String>) {
         self.problems.push(Problem::at(at, message));
     }
 
@@ -127,10 +138,11 @@ impl Checker<'_> {
             models,
             backends,
             matrix,
-            categories: file.categories.as_ref().map_or_else(
-                || vec![Category::Speed, Category::Throughput, Category::Memory],
-                |axis| self.categories(axis),
-            ),
+            categories: match &file.categories {
+                Some(axis) => self.categories(axis),
+                None => accuracy::default_categories(self.has_accuracy),
+            },
+            accuracy: self.accuracy(file.accuracy.as_ref(), file.accuracy_floor.as_ref()),
             prompt: self.prompt(file.prompt.as_ref()),
             measurement: self.measurement(file.measurement.as_ref().unwrap_or(&MeasurementEntry::default())),
             strict_placement: file.strict_placement.unwrap_or(false),
@@ -158,15 +170,8 @@ impl Checker<'_> {
 
     fn model(&mut self, entry: &ModelEntry) -> Model {
         self.name(&entry.name, "a model's name");
-        let mut rest = entry.package.value.as_str();
-        while let Some((_, tail)) = rest.split_once('{') {
-            let (word, after) = tail.split_once('}').unwrap_or((tail, ""));
-            if !["model", "precision", "flavour"].contains(&word) {
-                let known = ["model", "precision", "flavour"];
-                let message = format!("`{{{word}}}` is not filled in in a package's path{}", suggest(word, &known));
-                self.problem(entry.package.referenced, message);
-            }
-            rest = after;
+        for problem in paths::unknown_placeholders(&entry.package.value, "a package") {
+            self.problem(entry.package.referenced, problem);
         }
         Model {
             name: entry.name.value.clone(),
@@ -200,7 +205,7 @@ impl Checker<'_> {
         }
     }
 
-    fn rule(&mut self, entry: &AxesEntry, at: Location, name: &str) -> Axes {
+    pub(super) fn rule(&mut self, entry: &AxesEntry, at: Location, name: &str) -> Axes {
         let axes = self.axes(entry, name);
         if axes.names_nothing() {
             self.problem(at, format!("a rule of `{name}` names no axis"));
@@ -208,7 +213,7 @@ impl Checker<'_> {
         axes
     }
 
-    fn axes(&mut self, entry: &AxesEntry, owner: &str) -> Axes {
+    pub(super) fn axes(&mut self, entry: &AxesEntry, owner: &str) -> Axes {
         if let (Some(reason), true) = (&entry.reason, owner != "exclude") {
             self.problem(reason.referenced, "only a rule of `exclude` has a `reason`");
         }
@@ -253,6 +258,9 @@ impl Checker<'_> {
     }
 
     fn categories(&mut self, axis: &Spanned<AxisEntry>) -> Vec<Category> {
+        if !self.has_accuracy {
+            self.needs_accuracy(axis);
+        }
         let indices = self.choices(axis, "categories", Category::NAMES);
         indices.into_iter().map(|index| Category::ALL[index as usize]).collect()
     }
@@ -290,7 +298,7 @@ impl Checker<'_> {
         }
     }
 
-    fn word<T: std::str::FromStr>(&mut self, word: &Spanned<String>, known: &[&str]) -> Option<T> {
+    pub(super) fn word<T: std::str::FromStr>(&mut self, word: &Spanned<String>, known: &[&str]) -> Option<T> {
         let parsed = word.value.parse().ok();
         if parsed.is_none() {
             self.problem(word.referenced, format!("unknown word `{}`{}", word.value, suggest(&word.value, known)));
@@ -298,7 +306,7 @@ impl Checker<'_> {
         parsed
     }
 
-    fn name(&mut self, name: &Spanned<String>, what: &str) {
+    pub(super) fn name(&mut self, name: &Spanned<String>, what: &str) {
         let text = &name.value;
         let valid = !text.is_empty()
             && text.len() <= 64
@@ -371,7 +379,7 @@ impl Checker<'_> {
         }
     }
 
-    fn count(&mut self, value: &Option<Spanned<u32>>, name: &str, min: u32, max: u32) -> Option<u32> {
+    pub(super) fn count(&mut self, value: &Option<Spanned<u32>>, name: &str, min: u32, max: u32) -> Option<u32> {
         let value = value.as_ref()?;
         if !(min..=max).contains(&value.value) {
             self.problem(value.referenced, format!("`{name}` is {}, not from {min} to {max}", value.value));
@@ -389,14 +397,6 @@ impl Checker<'_> {
     }
 
     fn path(&self, text: &str) -> PathBuf {
-        resolve(self.folder, text)
-    }
-}
-
-/// A path as written: `~/` is the home folder, relative paths start at the file's folder.
-pub fn resolve(folder: &Path, text: &str) -> PathBuf {
-    match (text.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => folder.join(text),
+        paths::resolve(self.folder, text)
     }
 }

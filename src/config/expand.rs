@@ -4,16 +4,28 @@ use std::collections::BTreeSet;
 
 use super::Excluded;
 use super::axes::{Axis, Point};
-use super::check::{Checked, Model, resolve};
+use super::check::{Checked, Model};
 use super::problem::Problem;
+use super::{paths, plans};
 use crate::cell::{Cell, CellId, ModelRef, Workload};
 use crate::digest;
 
 /// More cells than anybody runs: a slip in an axis.
 const MAX_CELLS: usize = 100_000;
 
-/// The cells in the order in which they run, and what the rules dropped.
-pub fn expand(file: &Checked) -> Result<(Vec<Cell>, Vec<Excluded>), Vec<Problem>> {
+/// What a file's axes and rules come to.
+#[derive(Debug)]
+pub struct Expanded {
+    /// In the order in which they run.
+    pub cells: Vec<Cell>,
+    /// What the rules dropped.
+    pub excluded: Vec<Excluded>,
+    /// Cells that are asked for their accuracy by the file and have no task.
+    pub without_tasks: Vec<CellId>,
+}
+
+/// The cells, and what the rules dropped.
+pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
     let mut points = Vec::new();
     let mut seen = BTreeSet::new();
     for axes in std::iter::once(&file.matrix).chain(&file.include) {
@@ -48,13 +60,15 @@ pub fn expand(file: &Checked) -> Result<(Vec<Cell>, Vec<Excluded>), Vec<Problem>
         };
         match reason {
             Some(reason) => excluded.push(Excluded { id: cell.id, reason }),
-            None => cells.push(cell),
+            None => cells.push((*point, cell)),
         }
     }
     if cells.is_empty() && problems.is_empty() {
         problems.push(Problem { at: None, message: "the rules leave no cell to run".to_owned() });
     }
-    if problems.is_empty() { Ok((cells, excluded)) } else { Err(problems) }
+    let without_tasks = plans::add(file, &mut cells, &mut excluded, &mut problems);
+    let cells = cells.into_iter().map(|(_, cell)| cell).collect();
+    if problems.is_empty() { Ok(Expanded { cells, excluded, without_tasks }) } else { Err(problems) }
 }
 
 impl Model {
@@ -73,14 +87,10 @@ impl Model {
 impl Checked {
     fn cell(&self, point: &Point) -> Cell {
         let (model, backend) = (&self.models[point.model()], &self.backends[point.backend()]);
-        let written = model
-            .package
-            .replace("{model}", &model.name)
-            .replace("{precision}", point.precision().name())
-            .replace("{flavour}", point.flavour().name());
+        let written = paths::fill(&model.package, &model.name, point);
         let mut cell = Cell {
             id: id(&model.name, &backend.name, point),
-            model: ModelRef { name: model.name.clone(), package: resolve(&self.folder, &written), written },
+            model: ModelRef { name: model.name.clone(), package: paths::resolve(&self.folder, &written), written },
             backend: backend.clone(),
             precision: point.precision(),
             flavour: point.flavour(),
@@ -116,7 +126,7 @@ impl Checked {
 
 /// Readable axes and six digits of a hash over the axes alone: the same cell has the same id in every run, whatever
 /// its repetitions, its place on the disk or its neighbours.
-fn id(model: &str, backend: &str, point: &Point) -> CellId {
+pub fn id(model: &str, backend: &str, point: &Point) -> CellId {
     let (precision, flavour, image) = (point.precision(), point.flavour(), point.image());
     let [threads, batch] = [Axis::Threads, Axis::Batch].map(|axis| point.on(axis));
     let [prompt_tokens, generate_tokens] = [Axis::PromptTokens, Axis::GenerateTokens].map(|axis| point.on(axis));

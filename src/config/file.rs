@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_yaml::Spanned;
 
+use super::accuracy::AccuracyEntry;
 use super::axes::Axis;
 use super::problem::Problem;
 use crate::yaml;
@@ -23,6 +24,8 @@ pub struct File {
     pub backends: Spanned<Vec<BackendEntry>>,
     pub matrix: Spanned<AxesEntry>,
     pub categories: Option<Spanned<AxisEntry>>,
+    pub accuracy: Option<Spanned<AccuracyEntry>>,
+    pub accuracy_floor: Option<Spanned<String>>,
     pub prompt: Option<PromptEntry>,
     pub measurement: Option<MeasurementEntry>,
     pub strict_placement: Option<bool>,

@@ -1,11 +1,14 @@
 //! `benchmarks.yaml`: the file as written (`file`), checked with positions and hints (`check`), expanded to a matrix
 //! of cells (`expand`).
 
+mod accuracy;
 mod axes;
 mod check;
 pub mod estimate;
 mod expand;
 mod file;
+mod paths;
+mod plans;
 mod preflight;
 mod problem;
 mod schema;
@@ -13,10 +16,11 @@ mod schema;
 pub use preflight::{Ready, Skip, preflight};
 pub use schema::schema;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cell::{Cell, CellId};
+use crate::cell::{Category, Cell, CellId};
 use crate::error::{Context, Error, Result};
 
 /// An expanded, valid matrix file.
@@ -32,17 +36,29 @@ pub struct Matrix {
     pub cells: Vec<Cell>,
     /// What the rules dropped.
     pub excluded: Vec<Excluded>,
+    /// Cells from which the category accuracy was taken, because none of its tasks applies to them.
+    pub without_tasks: Vec<CellId>,
 }
 
 impl Matrix {
-    /// The cells whose id contains the pattern; `*` stands for anything.
+    /// The cells whose id contains the pattern; `*` stands for anything. The references of their accuracy come along,
+    /// for their own accuracy alone.
     ///
     /// # Errors
     /// A pattern that no cell matches.
     pub fn only(mut self, pattern: &str) -> Result<Self> {
         let all = self.cells.len();
-        self.cells.retain(|cell| matches(&cell.id.0, pattern));
+        let chosen = |cell: &Cell| matches(&cell.id.0, pattern);
+        let reference = |cell: &Cell| cell.accuracy.as_ref()?.reference.clone();
+        let references: BTreeSet<_> = self.cells.iter().filter(|cell| chosen(cell)).filter_map(reference).collect();
+        self.cells.retain_mut(|cell| {
+            if !chosen(cell) {
+                cell.categories = vec![Category::Accuracy];
+            }
+            chosen(cell) || references.contains(&cell.id)
+        });
         self.excluded.retain(|cell| matches(&cell.id.0, pattern));
+        self.without_tasks.retain(|cell| matches(&cell.0, pattern));
         if self.cells.is_empty() && self.excluded.is_empty() {
             return Err(Error::new(format!("none of the {all} cells has an id that contains `{pattern}`"))
                 .hint("`ortbench plan` lists the ids"));
@@ -103,8 +119,8 @@ fn parse(shown: &str, source: &Path, text: String) -> Result<Matrix> {
     let problems = |problems: Vec<problem::Problem>| problem::report(shown, &text, problems);
     let written = file::parse(&text).map_err(|problem| problems(vec![problem]))?;
     let checked = check::check(&written, folder).map_err(problems)?;
-    let (cells, excluded) = expand::expand(&checked).map_err(problems)?;
-    Ok(Matrix { name: checked.name, source: source.to_owned(), cells, excluded, text })
+    let expand::Expanded { cells, excluded, without_tasks } = expand::expand(&checked).map_err(problems)?;
+    Ok(Matrix { name: checked.name, source: source.to_owned(), cells, excluded, without_tasks, text })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::axes::{Axis, Values};
-use crate::cell::{Category, Flavour, Precision, ProviderKind};
+use crate::cell::{Category, Flavour, Precision, ProviderKind, Scoring};
 
 /// A value or a list of such values.
 fn axis(item: Value, description: &str) -> Value {
@@ -33,6 +33,57 @@ fn object(description: &str, required: &[&str], properties: Value) -> Value {
     })
 }
 
+fn accuracy(axes: &Value) -> Value {
+    let single: Value = Axis::ALL.map(|each| (each.name().to_owned(), item(each))).into_iter().collect();
+    let count =
+        |minimum: u32, description: &str| json!({"type": "integer", "minimum": minimum, "description": description});
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let task = object(
+        "A task set with settings.",
+        &["task"],
+        json!({
+            "task": text("A description: a YAML file, or the name of a ready one."),
+            "data": text("The items' file, where it is not the description's."),
+            "name": text("The name in results. Default: the description's file or ready name."),
+            "limit": count(1, "Items, at most: the first ones."),
+            "fewshot": count(0, "Examples before each item."),
+            "chat": {"type": "boolean", "description": "Whether prompts go through the model's chat template."},
+            "max_length": count(1, "Longest sequence in tokens. Default: the model's context."),
+            "when": object("Only for cells that match.", &[], axes.clone()),
+        }),
+    );
+    let tasks = json!({
+        "type": "array",
+        "description": "Task sets (docs/tasks.md). `{model}`, `{precision}` and `{flavour}` are filled in in their paths.",
+        "items": {"oneOf": [text("A description: a YAML file, or the name of a ready one."), task]},
+    });
+    let fidelity = object(
+        "A text over which each cell's distributions are compared with its reference's.",
+        &["text"],
+        json!({
+            "text": text("A UTF-8 file."),
+            "tokens": count(1, "Tokens to score, at most. Default 2048."),
+            "window": count(2, "Tokens of a window. Default 256."),
+            "context": count(1, "Tokens at the start of a window that are not scored. Default: half of it."),
+            "generations": count(0, "Greedy continuations to compare. Default 8."),
+            "generate_tokens": count(1, "Tokens of each continuation. Default 32."),
+        }),
+    );
+    object(
+        "What is asked of each cell for the category `accuracy`: tasks, a text, or both.",
+        &[],
+        json!({
+            "tasks": tasks,
+            "limit": count(1, "Items of every task that has no `limit` of its own."),
+            "seed": count(0, "Seed of what is drawn. Default 0."),
+            "scoring": {"enum": Scoring::NAMES, "description": "How items are run; the results are the same. Default batched."},
+            "run_code": {"type": "boolean", "description": "Allows tasks of kind code to run programs that the model wrote. Default false."},
+            "reference": object("One value on some axes: a cell's reference has these and is otherwise the same.", &[], single),
+            "fidelity": fidelity,
+        }),
+    )
+}
+
 /// The schema (draft 2020-12).
 pub fn schema() -> Value {
     let precision = json!({"enum": Precision::NAMES});
@@ -42,7 +93,10 @@ pub fn schema() -> Value {
     let mut excluded = axes.clone();
     excluded["reason"] =
         json!({"type": "string", "description": "Why these cells are left out; `ortbench plan` shows it."});
-    let categories = axis(json!({"enum": Category::NAMES}), "What is measured, each in a fresh process. Default: all.");
+    let categories = axis(
+        json!({"enum": Category::NAMES}),
+        "What is measured, each in a fresh process. Default: all; `accuracy` only where the file has the section of that name.",
+    );
     let measurement = json!({
         "warmup": {"type": "integer", "minimum": 0, "description": "Unmeasured runs before the first measured one. Default 1."},
         "repetitions": {"type": "integer", "minimum": 1, "description": "Measured runs, at least. Default 5 (quick: 3)."},
@@ -79,6 +133,8 @@ pub fn schema() -> Value {
             }))},
             "matrix": object("The axes; every combination is a cell.", &["model", "backend", "batch", "prompt_tokens", "generate_tokens"], axes.clone()),
             "categories": categories,
+            "accuracy": accuracy(&axes),
+            "accuracy_floor": {"type": "string", "pattern": "^\\s*[0-9.eE+-]+\\s+of\\s+reference\\s*$", "description": "The share of its reference's score that each of a cell's tasks must keep, as `0.99 of reference`."},
             "prompt": object("Where prompts come from; one of the two. Default: random tokens of seed 0.", &[], json!({
                 "random_tokens": object("Uniform token ids.", &[], json!({"seed": {"type": "integer", "minimum": 0}})),
                 "text_file": {"type": "string", "description": "A UTF-8 text, tokenized and cut or repeated to length."},

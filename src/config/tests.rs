@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod accuracy;
+
 const GOOD: &str = "\
 version: 1
 name: demo

@@ -4,6 +4,10 @@
 //! A script is a list of rules `PATTERN=BEHAVIOUR`, separated by `;`. The first rule whose pattern occurs in
 //! `<cell id>/<category>/<process>` (or in `ceilings/<threads>`) applies; without one the fake measures normally.
 
+mod accuracy;
+
+pub use accuracy::{cell_with_accuracy, tasks};
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -47,14 +51,16 @@ pub enum Behaviour {
     Garbage,
     /// `foreign`: a message that no version knows.
     Foreign,
-    /// `value:SERIES:NUMBER`: that number (`nan` included) as a sample.
+    /// `value:SERIES:NUMBER`: that number (`nan` included) as a sample, or as a figure of a task or an item.
     Value(String, String),
-    /// `lack:NAME`: everything but that series; of the ceilings, those before that one.
+    /// `lack:NAME`: everything but that series, task or file; of the ceilings, those before that one.
     Lack(String),
-    /// `unknown`: a series that no table has.
+    /// `unknown`: a series (of accuracy, a task's figure) that no table has.
     Unknown,
     /// `package:HASH`: measures, with that hash of the package.
     Package(String),
+    /// `below`: measures, with answers below the accuracy floor.
+    Below,
     /// `fail:STATUS`: a proper failure.
     Fail(Status),
 }
@@ -84,6 +90,7 @@ impl FromStr for Behaviour {
             "lack" => Self::Lack(argument.to_owned()),
             "unknown" => Self::Unknown,
             "package" => Self::Package(argument.to_owned()),
+            "below" => Self::Below,
             "fail" => Self::Fail(argument.parse()?),
             _ => return Err(format!("`{text}` is no behaviour of the fake worker")),
         })
@@ -143,7 +150,12 @@ pub fn run(job: &Job, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
         _ => {}
     }
     match &job.work {
-        Work::Measure { cell, category, process, .. } => measure(cell, *category, *process, behaviour, emit),
+        Work::Measure { cell, category, process, reference } => {
+            if let Err(reason) = accuracy::visit_reference(cell, *category, reference.as_deref(), behaviour) {
+                return emit(failed(Status::Failed, &reason));
+            }
+            measure(cell, *category, *process, behaviour, emit);
+        }
         Work::Ceilings { .. } => {
             for ceiling in metrics::CEILINGS {
                 if *behaviour == Behaviour::Lack(ceiling.name.to_owned()) {
@@ -162,7 +174,12 @@ fn failed(status: Status, reason: &str) -> Message {
 }
 
 fn measure(cell: &Cell, category: Category, process: u32, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
-    for (name, mut value) in facts(cell) {
+    let of_category =
+        |name: &str| metrics::find_fact(name).is_some_and(|fact| fact.category.is_none_or(|of| of == category));
+    for (name, mut value) in facts(cell).into_iter().filter(|(name, _)| of_category(name)) {
+        if let (Behaviour::Below, Some(below)) = (behaviour, accuracy::below_the_floor(&name)) {
+            value = below;
+        }
         if let (Behaviour::Package(hash), "package_hash") = (behaviour, name.as_str()) {
             value = hash.as_str().into();
         }
@@ -175,6 +192,9 @@ fn measure(cell: &Cell, category: Category, process: u32, behaviour: &Behaviour,
             _ => {}
         }
         emit(Message::Samples { metric: metric.to_owned(), repetition, values });
+    }
+    if category == Category::Accuracy {
+        return accuracy::measure(cell, behaviour, emit);
     }
     if *behaviour == Behaviour::Unknown {
         emit(Message::Samples { metric: "luck".to_owned(), repetition: 0, values: vec![7.0] });
@@ -253,6 +273,7 @@ pub fn facts(_cell: &Cell) -> BTreeMap<String, FactValue> {
         ("smallest_timing_seconds", _) => 1e-3.into(),
         ("fallback_nodes", _) => 0_u64.into(),
         ("package_weights", _) => "checkpoint".into(),
+        ("accuracy_gate", _) => "pass".into(),
         (_, FactKind::Bool) => true.into(),
         (_, FactKind::Integer) => 1_000_000_u64.into(),
         (_, FactKind::Float) => 1e6.into(),

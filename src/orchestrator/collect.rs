@@ -7,8 +7,8 @@ use crate::cell::{Category, Cell, Status};
 use crate::metrics;
 use crate::orchestrator::child::{End, Ended};
 use crate::orchestrator::ending;
-use crate::protocol::{FactValue, Message, PROTOCOL_VERSION};
-use crate::results::{JobEnd, SampleRun, validate};
+use crate::protocol::{FactValue, Message, PROTOCOL_VERSION, TaskResult};
+use crate::results::{JobEnd, Raw, SampleRun, validate, validate_tasks};
 use crate::units;
 
 /// What a line of a worker's standard output was.
@@ -26,7 +26,8 @@ pub enum Line {
 #[derive(Debug, Default)]
 pub struct Collector {
     facts: BTreeMap<String, FactValue>,
-    samples: Vec<SampleRun>,
+    raw: Raw,
+    tasks: Vec<TaskResult>,
     warnings: Vec<String>,
     phase: Option<String>,
     noise: usize,
@@ -64,17 +65,18 @@ impl Collector {
         }
     }
 
-    /// How the job ended, and its samples, which are none unless it was measured.
-    pub fn finish(mut self, cell: &Cell, category: Category, ended: &Ended, log: &Path) -> (JobEnd, Vec<SampleRun>) {
+    /// How the job ended, and its samples and items, which are none unless it was measured.
+    pub fn finish(mut self, cell: &Cell, category: Category, ended: &Ended, log: &Path) -> (JobEnd, Raw) {
         let (status, reason, hint) = match self.failure(ended, cell.measurement.timeout_seconds, log) {
             Some(failure) => failure,
-            None => match validate::check(cell, category, &self.facts, &self.samples) {
+            None => match self.check(cell, category) {
                 Ok(()) => (Status::Measured, None, None),
                 Err(reason) => (Status::Invalid, Some(reason), None),
             },
         };
         self.remark(ended);
-        let samples = if status == Status::Measured { self.samples } else { Vec::new() };
+        let measured = status == Status::Measured;
+        let (raw, tasks) = if measured { (self.raw, self.tasks) } else { Default::default() };
         let end = JobEnd {
             status,
             reason,
@@ -83,8 +85,14 @@ impl Collector {
             warnings: self.warnings,
             started: String::new(),
             seconds: ended.seconds,
+            tasks,
         };
-        (end, samples)
+        (end, raw)
+    }
+
+    fn check(&self, cell: &Cell, category: Category) -> Result<(), String> {
+        validate::check(cell, category, &self.facts, &self.raw.samples)?;
+        validate_tasks::check(cell, category, &self.tasks, &self.raw.items)
     }
 
     /// The ceilings that a process measured, and why there are no more: one that was measured before the process
@@ -126,13 +134,14 @@ impl Collector {
                 self.facts.insert(name, value);
             }
             Message::Samples { metric, repetition, values } => match metrics::find_series(&metric) {
-                Some(series) => self.samples.push(SampleRun { metric: series.name, repetition, values }),
+                Some(series) => self.raw.samples.push(SampleRun { metric: series.name, repetition, values }),
                 None => self.object(
                     Status::Invalid,
                     format!("the worker reported a series `{metric}` that this program does not know"),
                 ),
             },
-            Message::Task { .. } | Message::Items { .. } => {}
+            Message::Task { result } => self.tasks.push(*result),
+            Message::Items { items } => self.raw.items.push(items),
             Message::Warning { text } => self.warnings.push(text),
             Message::Done => self.verdict = Some(Verdict::Done),
             Message::Failed { status: Status::Measured, reason, .. } => {

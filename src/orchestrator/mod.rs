@@ -10,6 +10,7 @@ mod ending;
 pub mod interrupt;
 mod memory_kills;
 pub mod progress;
+mod references;
 mod runner;
 pub mod schedule;
 

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::results::{JobEnd, JobKey, Outcome};
+use crate::results::{self, JobEnd, JobKey, Outcome};
 use crate::units;
 
 /// Told what happens.
@@ -117,8 +117,15 @@ impl Progress for Bar {
 }
 
 fn sentence(outcome: &Outcome) -> String {
-    match &outcome.reason {
+    let mut sentence = match &outcome.reason {
         None => format!("{}: {} in {}", outcome.cell.id, outcome.status, units::seconds(outcome.seconds)),
         Some(reason) => format!("{}: {}: {reason}", outcome.cell.id, outcome.status),
+    };
+    if let Some(score) = results::score(outcome) {
+        sentence.push_str(&format!("; accuracy {score}"));
     }
+    if let Some(failure) = results::gate_failure(outcome) {
+        sentence.push_str(&format!("; {failure}"));
+    }
+    sentence
 }

@@ -1,17 +1,18 @@
 //! The loop over the jobs of a matrix.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::cell::{Cell, CellId, Status};
+use crate::cell::{Category, Cell, CellId, Status};
 use crate::config::Matrix;
 use crate::error::{Context, Error, Result};
 use crate::orchestrator::child::{self, End, Worker};
 use crate::orchestrator::collect::{Collector, Line};
 use crate::orchestrator::interrupt::Interrupt;
 use crate::orchestrator::progress::Progress;
+use crate::orchestrator::references::{self, Found};
 use crate::orchestrator::{Host, ceilings, schedule};
 use crate::protocol::{Job, PROTOCOL_VERSION, Work};
 use crate::results::columns::Row;
@@ -19,7 +20,7 @@ use crate::results::folder::{self, RunFolder, write_error};
 use crate::results::journal::{Event, JOURNAL_VERSION, Journal};
 use crate::results::record::{self, Record};
 use crate::results::samples::SamplesFile;
-use crate::results::{JobEnd, JobKey, Outcome, Refusal, SampleRun, summary, time};
+use crate::results::{JobEnd, JobKey, Outcome, Raw, Refusal, SampleRun, summary, tasks, time};
 
 /// How a matrix is run.
 pub struct Options<'a> {
@@ -129,13 +130,16 @@ struct Runner<'a> {
     samples: SamplesFile,
     record: Record,
     outcomes: BTreeMap<CellId, Outcome>,
+    /// References that were run a second time: a third would change nothing.
+    rerun: BTreeSet<JobKey>,
     options: Options<'a>,
 }
 
 impl<'a> Runner<'a> {
     fn new(folder: RunFolder, journal: Journal, samples: SamplesFile, record: Record, options: Options<'a>) -> Self {
         let run_id = folder.run_id();
-        Self { folder, run_id, journal, samples, record, outcomes: BTreeMap::new(), options }
+        let (outcomes, rerun) = (BTreeMap::new(), BTreeSet::new());
+        Self { folder, run_id, journal, samples, record, outcomes, rerun, options }
     }
 
     fn run(mut self) -> Result<Report> {
@@ -144,7 +148,7 @@ impl<'a> Runner<'a> {
                 self.tell_of(&cell.id);
             }
         }
-        self.write_summary()?;
+        self.write_tables()?;
         self.write_environment()?;
         self.measure_ceilings()?;
         let mut jobs = schedule::order(&self.record.cells);
@@ -157,6 +161,9 @@ impl<'a> Runner<'a> {
             self.run_job(job)?;
         }
         self.options.progress.finished();
+        if self.outcomes.len() == self.record.cells.len() {
+            references::remove_distributions(&self.record, &self.folder);
+        }
         // Who asks for the end when nothing is left gets it without loss.
         let interrupted = self.options.interrupt.requested() && self.outcomes.len() < self.record.cells.len();
         let end = if interrupted { Event::Interrupted { time: now() } } else { Event::Finished { time: now() } };
@@ -187,7 +194,7 @@ impl<'a> Runner<'a> {
             self.options.progress.job_ended(job, None);
         }
         if !self.outcomes.contains_key(&cell.id) && self.settle(&cell) {
-            self.write_summary()?;
+            self.write_tables()?;
             self.tell_of(&cell.id);
         }
         Ok(())
@@ -195,31 +202,76 @@ impl<'a> Runner<'a> {
 
     /// Runs the job's process and writes down how it ended; `false` when the user ended it.
     fn measure(&mut self, job: &JobKey, cell: &Cell) -> Result<bool> {
+        let found = match references::look(&self.record, &self.folder, cell, job.category) {
+            Found::NoFiles(reference) => match self.run_again(&reference, cell)? {
+                Some(found) => found,
+                None => return Ok(false),
+            },
+            found => found,
+        };
         let started = now();
         self.happened(Event::JobStarted { job: job.clone(), time: started.clone() }, Vec::new())?;
         self.options.progress.job_started(job);
-        let (mut end, samples) = match self.options.host.library(&cell.backend.runtime) {
-            Ok(library) => match self.execute(job, cell, library)? {
+        let (mut end, raw) = match (found, self.options.host.library(&cell.backend.runtime)) {
+            (Found::NoAnswers(reason), _) => {
+                let hint = "measure the reference first, or name another one as `reference`".to_owned();
+                (JobEnd::without_result(Status::Failed, reason, Some(hint)), Raw::default())
+            }
+            (_, Ok(library)) => match self.execute(job, cell, library)? {
                 Some(end) => end,
                 None => return Ok(false),
             },
-            Err(error) => {
+            (_, Err(error)) => {
                 let hint = error.find_hint().map(str::to_owned);
-                (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Vec::new())
+                (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Raw::default())
             }
         };
         end.started = started;
         self.options.progress.job_ended(job, Some(&end));
-        self.samples.append(job, &samples)?;
+        self.samples.append(job, &raw)?;
         let samples_length = self.samples.length();
-        self.happened(Event::JobEnded { job: job.clone(), end: Box::new(end), samples_length }, samples)?;
+        self.happened(Event::JobEnded { job: job.clone(), end: Box::new(end), samples_length }, raw.samples)?;
         Ok(true)
     }
 
+    /// Runs a reference's job for the files that it leaves; what it measures was measured before. `None` when the user
+    /// ended it.
+    fn run_again(&mut self, reference: &JobKey, dependent: &Cell) -> Result<Option<Found>> {
+        let no_answers = |why: &str| {
+            Some(Found::NoAnswers(format!("the reference `{}` lost its answers, and {why}", reference.cell)))
+        };
+        let Some(cell) = self.record.cell(&reference.cell).cloned() else {
+            return Ok(no_answers("it is no cell of the matrix"));
+        };
+        if !self.rerun.insert(reference.clone()) {
+            return Ok(no_answers("another run of it left none"));
+        }
+        let library = match self.options.host.library(&cell.backend.runtime) {
+            Ok(library) => library,
+            Err(error) => return Ok(no_answers(&error.chain())),
+        };
+        self.options.progress.note(&format!("{}: accuracy once more, for its answers are no longer there", cell.id));
+        let Some((end, _)) = self.execute(reference, &cell, library)? else { return Ok(None) };
+        Ok(match end.status {
+            Status::Measured if references::has_files(&self.folder, dependent, &reference.cell) => {
+                Some(Found::Everything)
+            }
+            Status::Measured => no_answers("another run of it left none"),
+            status => no_answers(&format!(
+                "another run of it ended: {status}: {}",
+                end.reason.as_deref().unwrap_or("no reason was given")
+            )),
+        })
+    }
+
     /// The job's process, from start to end; `None` when the user ended it.
-    fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Vec<SampleRun>)>> {
+    fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
-        let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference: None };
+        let reference = references::of(cell, category).map(|reference| self.folder.reference(reference));
+        if reference.is_some() {
+            self.folder.make_references()?;
+        }
+        let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
         let log_path = self.folder.log(job);
         let mut log = child::open_log(&log_path)?;
@@ -277,10 +329,14 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    fn write_summary(&self) -> Result<()> {
-        let ended = self.record.cells.iter().filter_map(|cell| self.outcomes.get(&cell.id));
-        let rows = ended.map(|outcome| Row { run_id: &self.run_id, outcome });
-        self.folder.replace(folder::SUMMARY, &summary::render(rows, self.options.byte_order_mark)?)
+    fn write_tables(&self) -> Result<()> {
+        let ended = || self.record.cells.iter().filter_map(|cell| self.outcomes.get(&cell.id));
+        let mark = self.options.byte_order_mark;
+        if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Accuracy)) {
+            self.folder.replace(folder::TASKS, &tasks::render(&self.run_id, ended(), mark)?)?;
+        }
+        let rows = ended().map(|outcome| Row { run_id: &self.run_id, outcome });
+        self.folder.replace(folder::SUMMARY, &summary::render(rows, mark)?)
     }
 
     fn write_environment(&self) -> Result<()> {

@@ -21,12 +21,25 @@ pub struct TaskResult {
     pub truncated: u64,
     /// The figure that stands for the task (`acc`, `exact_match`, …), one of those in `figures`.
     pub metric: String,
-    /// Figures by name; each is named in `metrics::TASK_FIGURES`.
+    /// Figures by name; each is named in `metrics::TASK_FIGURES`. What is not finite arrives as NaN, as samples do.
+    #[serde(deserialize_with = "super::null_as_nan_by_name")]
     pub figures: BTreeMap<String, f64>,
     /// Wall time of scoring, tokenization and models' runs, without loading.
     pub seconds: f64,
     /// First digits of the SHA-256 over descriptions, items and settings: equal ones asked the same.
     pub hash: String,
+}
+
+impl TaskResult {
+    /// The value of the figure that stands for the task.
+    pub fn score(&self) -> Option<f64> {
+        self.figures.get(&self.metric).copied()
+    }
+
+    /// Its standard error, where it has one.
+    pub fn score_stderr(&self) -> Option<f64> {
+        self.figures.get(&format!("{}_stderr", self.metric)).copied()
+    }
 }
 
 /// Figures of the items of a task, for `samples.csv`.
@@ -38,6 +51,7 @@ pub struct ItemResults {
     pub metric: String,
     /// The items' ids.
     pub ids: Vec<String>,
-    /// A value an item.
+    /// A value an item. What is not finite arrives as NaN, as samples do.
+    #[serde(deserialize_with = "super::null_as_nan")]
     pub values: Vec<f64>,
 }

@@ -3,9 +3,10 @@
 
 use std::fmt::Write;
 
-use crate::cell::{Cell, Flavour, Status};
+use crate::cell::{Category, Cell, Flavour, Status};
 use crate::metrics::{self, Better, Series};
 use crate::results::Outcome;
+use crate::results::accuracy::{self, gate_failure};
 use crate::results::table::{Table, wrap};
 use crate::stats::{Ratio, Summary, Verdict};
 use crate::units;
@@ -26,14 +27,19 @@ const SHOWN: [(&str, &str); 9] = [
 const WIDTH: usize = 110;
 
 /// True when two cells are arms of one comparison: everything but backend and flavour is equal. The flavour belongs to
-/// the arm, because a provider without contrib kernels needs its own.
+/// the arm, because a provider without contrib kernels needs its own. So does what is asked for its accuracy: an arm of
+/// which accuracy is not asked, or which has another reference, is as fast as it is.
 pub fn same_configuration(a: &Cell, b: &Cell) -> bool {
     a.model.name == b.model.name
         && a.precision == b.precision
         && a.threads == b.threads
         && a.workload == b.workload
-        && a.categories == b.categories
+        && but_accuracy(a).eq(but_accuracy(b))
         && a.measurement == b.measurement
+}
+
+fn but_accuracy(cell: &Cell) -> impl Iterator<Item = &Category> {
+    cell.categories.iter().filter(|category| **category != Category::Accuracy)
 }
 
 /// The whole table, ending in a newline.
@@ -48,6 +54,9 @@ pub fn render(outcomes: &[Outcome]) -> String {
             "± is the median absolute deviation. × is the ratio of medians to the first backend, with its 95 % bootstrap\n\
              interval over the samples of this run; another run of the same cells may differ by more.\n",
         );
+    }
+    if outcomes.iter().any(|outcome| outcome.measured.contains(&Category::Accuracy)) {
+        text.push_str("Behind figures of accuracy, ± is the standard error.\n");
     }
     text
 }
@@ -89,8 +98,14 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
         let _ = writeln!(text, "{table}");
     }
     let mut remarks = String::new();
+    for remark in accuracy::remarks(&arms) {
+        let _ = writeln!(remarks, "{}", wrap(&remark, WIDTH));
+    }
     for outcome in group {
         let name = label(outcome, group);
+        if let Some(failure) = gate_failure(outcome) {
+            let _ = writeln!(remarks, "{}", wrap(&format!("{name}: {failure}"), WIDTH));
+        }
         if outcome.status != Status::Measured {
             let reason = outcome.reason.as_deref().unwrap_or("no reason was given");
             let _ = writeln!(remarks, "{}", wrap(&format!("{name}: {}: {reason}", outcome.status), WIDTH));
@@ -109,9 +124,9 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
 
 /// The ratio in a column of its own.
 fn side_by_side(first: &Outcome, others: &[&Outcome], group: &[&Outcome]) -> Table {
-    let mut header = vec![String::new(), label(first, group)];
+    let mut header = vec![String::new(), marked_label(first, group)];
     for other in others {
-        header.push(label(other, group));
+        header.push(marked_label(other, group));
         header.push(format!("against {}", label(first, group)));
     }
     let mut table = Table::new(header);
@@ -123,13 +138,19 @@ fn side_by_side(first: &Outcome, others: &[&Outcome], group: &[&Outcome]) -> Tab
         }
         table.row(row);
     }
+    for (heading, fields) in accuracy_rows(first, others) {
+        let mut fields = fields.into_iter();
+        let mut row = vec![heading, fields.next().unwrap_or_default()];
+        row.extend(fields.flat_map(|field| [field, String::new()]));
+        table.row(row);
+    }
     table
 }
 
 /// The ratio below the value, where many arms would make the table too wide.
 fn stacked(first: &Outcome, others: &[&Outcome], group: &[&Outcome]) -> Table {
-    let mut header = vec![String::new(), label(first, group)];
-    header.extend(others.iter().map(|other| label(other, group)));
+    let mut header = vec![String::new(), marked_label(first, group)];
+    header.extend(others.iter().map(|other| marked_label(other, group)));
     let mut table = Table::new(header);
     for (series, words) in shown(first, others) {
         let mut values = vec![words.to_owned(), value(series, first.summary(series))];
@@ -139,7 +160,15 @@ fn stacked(first: &Outcome, others: &[&Outcome], group: &[&Outcome]) -> Table {
         ratios.extend(others.iter().map(|other| ratio(series, other, first)));
         table.row(ratios);
     }
+    for (heading, fields) in accuracy_rows(first, others) {
+        table.row(std::iter::once(heading).chain(fields).collect());
+    }
     table
+}
+
+fn accuracy_rows(first: &Outcome, others: &[&Outcome]) -> Vec<(String, Vec<String>)> {
+    let arms: Vec<_> = std::iter::once(first).chain(others.iter().copied()).collect();
+    accuracy::rows(&arms)
 }
 
 /// The series of the table that at least one arm has.
@@ -177,6 +206,12 @@ fn label(outcome: &Outcome, group: &[&Outcome]) -> String {
     }
 }
 
+/// The label above the arm's figures. No one is to take the speed of an arm with wrong answers for a win.
+fn marked_label(outcome: &Outcome, group: &[&Outcome]) -> String {
+    let label = label(outcome, group);
+    if gate_failure(outcome).is_some() { format!("{label} (FAILS accuracy)") } else { label }
+}
+
 fn value(series: &Series, summary: Option<&Summary>) -> String {
     let Some(summary) = summary else { return String::new() };
     let median = match series.unit {
@@ -191,6 +226,7 @@ fn value(series: &Series, summary: Option<&Summary>) -> String {
 }
 
 fn ratio(series: &Series, variant: &Outcome, baseline: &Outcome) -> String {
+    let better = if gate_failure(variant).is_some() { "(fails accuracy)" } else { "better" };
     let (Some(variant), Some(baseline)) = (variant.samples.get(series.name), baseline.samples.get(series.name)) else {
         return String::new();
     };
@@ -200,7 +236,7 @@ fn ratio(series: &Series, variant: &Outcome, baseline: &Outcome) -> String {
     let interval = format!("[{}, {}]", units::significant(interval.low, 3), units::significant(interval.high, 3));
     match (ratio.verdict(), series.better) {
         (Verdict::NoDifference, _) => format!("no difference {interval}"),
-        (Verdict::Larger, Better::Higher) | (Verdict::Smaller, Better::Lower) => format!("{times} {interval} better"),
+        (Verdict::Larger, Better::Higher) | (Verdict::Smaller, Better::Lower) => format!("{times} {interval} {better}"),
         (Verdict::Larger, Better::Lower) | (Verdict::Smaller, Better::Higher) => format!("{times} {interval} worse"),
         _ => format!("{times} {interval}"),
     }
@@ -214,6 +250,7 @@ mod tests {
     use super::*;
     use crate::cell::Category;
     use crate::engine::fake;
+    use crate::protocol;
     use crate::results::{JobEnd, JobKey, JobResult, SampleRun};
 
     fn outcome(cell: &Cell, failed: Option<Category>) -> Outcome {
@@ -232,6 +269,9 @@ mod tests {
                     .collect();
                 let mut end = JobEnd::without_result(Status::Measured, "", None);
                 end.facts = fake::facts(cell);
+                if category == Category::Accuracy {
+                    end.tasks = fake::tasks(cell).0;
+                }
                 if cell.backend.name == "openvino" {
                     end.facts.insert("fallback_nodes".into(), 2_u64.into());
                 }
@@ -262,5 +302,41 @@ mod tests {
         assert_eq!(groups(&crossed).iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
         assert_eq!(groups(&crossed[1..]).iter().map(Vec::len).collect::<Vec<_>>(), [3]);
         insta::assert_snapshot!("three_arms", render(&crossed[1..]));
+    }
+
+    #[test]
+    fn an_arm_below_the_floor_wins_nothing() {
+        let reference = fake::cell_with_accuracy("tiny", "cpu", None).id;
+        let mut arms = ["cpu", "openvino"].map(|backend| {
+            let cell = fake::cell_with_accuracy("tiny", backend, Some(&reference));
+            outcome(&cell, None)
+        });
+        let fact = |name: &str, value: &str| (name.to_owned(), value.into());
+        arms[1]
+            .facts
+            .extend([fact("accuracy_gate", "fail"), fact("accuracy_gate_detail", "recall 0.31 of 0.42 (floor 0.99)")]);
+        let text = render(&arms);
+        assert!(!text.lines().any(|line| line.ends_with("better")), "{text}");
+        insta::assert_snapshot!("below_the_floor", text);
+
+        arms[1].tasks[0].hash = "another".to_owned();
+        let many = (0..8).map(|index| protocol::TaskResult { task: format!("t{index}"), ..arms[1].tasks[1].clone() });
+        arms[1].tasks.extend(many.collect::<Vec<_>>());
+        let text = render(&arms);
+        assert!(text.contains("the task `recall` did not ask the same"), "{text}");
+        assert!(
+            text.contains("t3, word_perplexity") && !text.contains("t4,") && text.contains("4 in tasks.csv"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_arm_without_accuracy_is_compared_all_the_same() {
+        let with = fake::cell_with_accuracy("tiny", "cpu", None);
+        let without = fake::cell("tiny", "openvino");
+        assert!(same_configuration(&with, &without));
+        let mut slower = without;
+        slower.categories = vec![Category::Memory];
+        assert!(!same_configuration(&with, &slower));
     }
 }

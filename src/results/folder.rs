@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::cell::CellId;
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::results::{JobKey, time};
 use crate::units;
@@ -17,11 +19,14 @@ pub const JOURNAL: &str = "journal.jsonl";
 pub const SUMMARY: &str = "summary.csv";
 /// The table with a row for each raw measurement.
 pub const SAMPLES: &str = "samples.csv";
+/// The table with a row for each cell and task.
+pub const TASKS: &str = "tasks.csv";
 /// The machine and this program.
 pub const ENVIRONMENT: &str = "environment.json";
 /// The copy of the matrix file.
 pub const MATRIX: &str = "matrix.yaml";
 const LOGS: &str = "logs";
+const REFERENCES: &str = "references";
 const LOCK: &str = ".lock";
 /// How the names of files begin that are still being written.
 const UNFINISHED: &str = ".part-";
@@ -96,6 +101,25 @@ impl RunFolder {
     /// Where the process that measures the ceilings writes what it has to say.
     pub fn ceilings_log(&self, threads: u32) -> PathBuf {
         self.path.join(LOGS).join(format!("ceilings.{threads}.log"))
+    }
+
+    /// The folder of a reference's answers; [`RunFolder::make_references`] makes the one above it.
+    pub fn reference(&self, cell: &CellId) -> PathBuf {
+        let mut name = file_name(&cell.0);
+        // Names of logs may coincide where ids are long; two references must not.
+        if name != cell.0 {
+            name = format!("{}-{}", name.chars().take(100).collect::<String>(), &digest::sha256(&cell.0)[..12]);
+        }
+        self.path.join(REFERENCES).join(name)
+    }
+
+    /// Makes the folder in which references have theirs.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn make_references(&self) -> Result<()> {
+        let path = self.path.join(REFERENCES);
+        fs::create_dir_all(&path).map_err(|error| write_error(&path, "cannot make", error))
     }
 
     /// Replaces a file of the folder: it is written under another name, synced and renamed, so that its name never
@@ -223,6 +247,19 @@ mod tests {
         assert_eq!(file_name("a b/../c"), "a_b_.._c");
         assert_eq!(file_name(".."), "run");
         assert_eq!(file_name(""), "run");
+    }
+
+    #[test]
+    fn references_of_two_cells_have_two_folders() {
+        let results = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(results.path(), "x").unwrap();
+        let names =
+            ["a", "a b", "a_b", &"x".repeat(150), &"x".repeat(151)].map(|id| folder.reference(&CellId(id.into())));
+        assert!(names[0].ends_with("references/a"));
+        for (index, name) in names.iter().enumerate() {
+            assert_eq!(name.parent(), names[0].parent());
+            assert!(!names[..index].contains(name), "{}", name.display());
+        }
     }
 
     #[test]

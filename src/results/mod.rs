@@ -1,6 +1,8 @@
 //! What a run leaves behind: a folder with `summary.csv` (a row a cell), `samples.csv` (a row a raw measurement),
+//! `tasks.csv` (a row a cell and task, where accuracy is asked for),
 //! `environment.json`, a copy of the matrix, the journal and logs. `docs/results.md` describes it to its readers.
 
+mod accuracy;
 pub mod columns;
 pub mod compare;
 pub mod folder;
@@ -10,9 +12,12 @@ pub mod record;
 pub mod samples;
 pub mod summary;
 pub mod table;
+pub mod tasks;
 pub mod time;
 pub mod validate;
+pub mod validate_tasks;
 mod value;
 
-pub use outcome::{JobEnd, JobKey, JobResult, Outcome, Refusal, SampleRun};
+pub use accuracy::{gate_failure, score};
+pub use outcome::{JobEnd, JobKey, JobResult, Outcome, Raw, Refusal, SampleRun};
 pub use value::{Value, float, guard, unguard};

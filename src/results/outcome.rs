@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::metrics::{self, Series};
-use crate::protocol::FactValue;
+use crate::protocol::{FactValue, ItemResults, TaskResult};
 use crate::results::columns;
 use crate::stats::Summary;
 
@@ -33,6 +33,15 @@ pub struct SampleRun {
     pub values: Vec<f64>,
 }
 
+/// What a job adds to `samples.csv`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Raw {
+    /// Measurements.
+    pub samples: Vec<SampleRun>,
+    /// Figures of tasks' items. They are written and not read back: nothing is computed from them here.
+    pub items: Vec<ItemResults>,
+}
+
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobEnd {
@@ -50,6 +59,9 @@ pub struct JobEnd {
     pub started: String,
     /// From the start of the process to its end.
     pub seconds: f64,
+    /// Results of tasks, of a job that was measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskResult>,
 }
 
 impl JobEnd {
@@ -63,6 +75,7 @@ impl JobEnd {
             warnings: Vec::new(),
             started: String::new(),
             seconds: 0.0,
+            tasks: Vec::new(),
         }
     }
 }
@@ -108,6 +121,8 @@ pub struct Outcome {
     pub samples: BTreeMap<&'static str, Vec<f64>>,
     /// Their summaries.
     pub summaries: BTreeMap<&'static str, Summary>,
+    /// Results of tasks, in the order of the matrix file.
+    pub tasks: Vec<TaskResult>,
     /// When the first process started, ISO 8601; empty for a refused cell.
     pub started: String,
     /// Seconds of all processes.
@@ -185,6 +200,14 @@ impl Outcome {
         warnings
     }
 
+    /// A fact that is a word or a sentence.
+    pub fn text(&self, fact: &str) -> Option<&str> {
+        match self.facts.get(fact)? {
+            FactValue::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// A fact that is a number.
     pub fn number(&self, fact: &str) -> Option<f64> {
         match self.facts.get(fact)? {
@@ -205,6 +228,7 @@ impl Outcome {
             facts: BTreeMap::new(),
             samples: BTreeMap::new(),
             summaries: BTreeMap::new(),
+            tasks: Vec::new(),
             started: String::new(),
             seconds: 0.0,
             ceilings: BTreeMap::new(),
@@ -222,12 +246,14 @@ impl Outcome {
         for run in &job.samples {
             self.samples.entry(run.metric).or_default().extend(&run.values);
         }
+        self.tasks.extend_from_slice(&job.end.tasks);
     }
 
     fn discard(&mut self) {
         self.measured.clear();
         self.facts.clear();
         self.samples.clear();
+        self.tasks.clear();
     }
 }
 

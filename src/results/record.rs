@@ -12,7 +12,7 @@ use crate::digest;
 use crate::error::{Context, Error, Result};
 use crate::results::folder::{JOURNAL, SAMPLES};
 use crate::results::journal::{self, Event, JOURNAL_VERSION};
-use crate::results::{JobKey, JobResult, Outcome, Refusal, SampleRun, samples};
+use crate::results::{JobEnd, JobKey, JobResult, Outcome, Refusal, SampleRun, samples};
 
 /// The state of a run.
 #[derive(Debug, Default)]
@@ -122,6 +122,11 @@ impl Record {
     /// What was refused before it started.
     pub fn refused(&self) -> &BTreeMap<CellId, Refusal> {
         &self.refused
+    }
+
+    /// How a job ended, once it did.
+    pub fn end(&self, job: &JobKey) -> Option<&JobEnd> {
+        self.jobs.get(job).map(|ended| &ended.result.end)
     }
 
     /// True when the job is still to be done. What follows a job that ended badly is not: a category of which one

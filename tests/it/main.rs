@@ -3,6 +3,7 @@
 mod real;
 mod support;
 
+mod accuracy;
 mod architecture;
 mod commands;
 mod endings;

@@ -56,6 +56,7 @@ pub fn matrix(cells: Vec<Cell>) -> Matrix {
         text: "name: test\n".to_owned(),
         cells,
         excluded: Vec::new(),
+        without_tasks: Vec::new(),
     }
 }
 
@@ -114,9 +115,14 @@ pub struct Runner {
 impl Runner {
     /// Runs [`two_cells`] below `results`. The process is this test binary again, asked for [`runner_process`] alone.
     pub fn start(script: &str, results: &Path) -> Self {
+        Self::start_with("two", script, results)
+    }
+
+    /// The same with other cells: `accuracy` for those of the tests of that name.
+    pub fn start_with(cells: &str, script: &str, results: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this binary"));
         command.args(["support::runner_process", "--exact", "--ignored", "--nocapture"]);
-        command.env("TEST_SCRIPT", script).env("TEST_RESULTS", results);
+        command.env("TEST_SCRIPT", script).env("TEST_RESULTS", results).env("TEST_CELLS", cells);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a runner");
         let stderr = BufReader::new(child.stderr.take().expect("its standard error"));
         Self { child, lines: Box::new(stderr.lines().map_while(std::result::Result::ok)) }
@@ -152,7 +158,8 @@ fn runner_process() {
         interrupt: Interrupt::install().expect("a handler"),
         byte_order_mark: false,
     };
-    let report = orchestrator::start(&matrix(two_cells()), variable("TEST_RESULTS").as_ref(), options);
+    let cells = if variable("TEST_CELLS") == "accuracy" { crate::accuracy::cells() } else { two_cells() };
+    let report = orchestrator::start(&matrix(cells), variable("TEST_RESULTS").as_ref(), options);
     let report = report.unwrap_or_else(|error| {
         eprintln!("error: {}", error.chain());
         std::process::exit(i32::from(error.exit_code()));

@@ -7,6 +7,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use ortbench::cell::Cell;
 use ortbench::results::columns::{self, Kind};
+use ortbench::results::tasks;
 
 use crate::support::{matrix, options, resume, run, summary, two_cells};
 
@@ -39,10 +40,11 @@ fn the_documented_columns_are_the_programs_own() {
 
 #[test]
 fn the_dictionary_is_printed_in_three_forms() {
-    let count = columns::all().len();
+    let count = columns::all().len() + tasks::columns().len();
     let json: serde_json::Value =
         serde_json::from_slice(&ortbench().args(["columns", "--json"]).unwrap().stdout).unwrap();
-    assert_eq!(json["columns"].as_array().unwrap().len(), count);
+    let length = |table: &str| json[table].as_array().unwrap().len();
+    assert_eq!((length("columns"), length("task_columns")), (columns::all().len(), tasks::columns().len()));
     let csv = ortbench().args(["columns", "--csv"]).unwrap().stdout;
     assert_eq!(csv::Reader::from_reader(csv.as_slice()).records().map(Result::unwrap).count(), count);
     let markdown = ortbench().args(["columns", "--markdown"]).unwrap().stdout;

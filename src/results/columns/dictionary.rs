@@ -5,14 +5,18 @@ use std::fmt::Write;
 use serde_json::json;
 
 use super::{Column, Group, SCHEMA_VERSION, all};
+use crate::cell::Category;
+use crate::results::folder::{SUMMARY, TASKS};
+use crate::results::tasks::{self, TaskColumn};
 
 /// As `docs/columns.md` has it.
 pub fn markdown() -> String {
     let mut text = format!(
-        "# Columns of summary.csv, schema version {SCHEMA_VERSION}\n\n\
+        "# Columns of summary.csv and tasks.csv, schema version {SCHEMA_VERSION}\n\n\
          Made by `ortbench columns --markdown`; a test keeps it current. What a row does not have is an empty field: \
          never zero, never a dash.\n\n\
-         A series named `STEM_UNIT` in `samples.csv` has here a column for each statistic, `STEM_STATISTIC_UNIT`.\n"
+         The groups are those of `summary.csv`; the columns of [tasks.csv](#taskscsv) follow them. A series named \
+         `STEM_UNIT` in `samples.csv` has here a column for each statistic, `STEM_STATISTIC_UNIT`.\n"
     );
     for group in Group::ALL {
         let (heading, sentence) = group.describe();
@@ -32,10 +36,17 @@ pub fn markdown() -> String {
             );
         }
     }
+    text.push_str(
+        "\n## tasks.csv\n\nA row for each cell and task, in runs that measure accuracy.\n\n\
+         | column | unit | type | meaning |\n|---|---|---|---|\n",
+    );
+    for TaskColumn { name, unit, kind, description, .. } in tasks::columns() {
+        let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {} |", description.replace('|', "\\|"));
+    }
     text
 }
 
-/// A JSON array of objects.
+/// Arrays of objects, one a table.
 pub fn json() -> serde_json::Value {
     let describe = |column: &Column| {
         json!({
@@ -47,12 +58,24 @@ pub fn json() -> serde_json::Value {
             "description": column.description,
         })
     };
-    json!({ "schema_version": SCHEMA_VERSION, "columns": all().iter().map(describe).collect::<Vec<_>>() })
+    let describe_task = |column: &TaskColumn| {
+        json!({
+            "name": column.name,
+            "unit": column.unit,
+            "type": column.kind.to_string(),
+            "description": column.description,
+        })
+    };
+    json!({
+        "schema_version": SCHEMA_VERSION,
+        "columns": all().iter().map(describe).collect::<Vec<_>>(),
+        "task_columns": tasks::columns().iter().map(describe_task).collect::<Vec<_>>(),
+    })
 }
 
 /// A CSV table.
 pub fn csv() -> Vec<Vec<String>> {
-    let header = ["name", "unit", "type", "group", "category", "description"].map(str::to_owned).to_vec();
+    let header = ["name", "unit", "type", "group", "category", "description", "table"].map(str::to_owned).to_vec();
     let describe = |column: &Column| {
         vec![
             column.name.clone(),
@@ -61,9 +84,17 @@ pub fn csv() -> Vec<Vec<String>> {
             column.group.to_string(),
             category(column).to_owned(),
             column.description.clone(),
+            SUMMARY.to_owned(),
         ]
     };
-    std::iter::once(header).chain(all().iter().map(describe)).collect()
+    let describe_task = |column: &TaskColumn| {
+        let kind = column.kind.to_string();
+        [column.name, column.unit, &kind, "", Category::Accuracy.name(), column.description, TASKS]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    let summary = all().iter().map(describe);
+    std::iter::once(header).chain(summary).chain(tasks::columns().iter().map(describe_task)).collect()
 }
 
 fn category(column: &Column) -> &'static str {

@@ -1,0 +1,69 @@
+//! References: cells whose answers others are compared with, and the files in which those answers wait.
+//!
+//! A reference's own accuracy job writes `reference.json` and, for the comparison of distributions, the large
+//! `logits.bin` into a folder of the run. Other cells' jobs read them there, so it runs first ([`super::schedule`]).
+
+use std::fs;
+
+use crate::cell::{Category, Cell, CellId, Status};
+use crate::results::JobKey;
+use crate::results::folder::RunFolder;
+use crate::results::record::Record;
+
+/// The answers.
+const ANSWERS: &str = "reference.json";
+/// The distributions: too large to keep when no one needs them any more.
+const DISTRIBUTIONS: &str = "logits.bin";
+
+/// What a job finds of its reference.
+#[derive(Debug, PartialEq)]
+pub enum Found {
+    /// Everything, or the job needs nothing.
+    Everything,
+    /// The reference was measured, but its files are gone: its job must be run again.
+    NoFiles(JobKey),
+    /// No answers, and why.
+    NoAnswers(String),
+}
+
+/// The reference that a job of the cell reads or, where it is the cell itself, writes.
+pub fn of(cell: &Cell, category: Category) -> Option<&CellId> {
+    cell.accuracy.as_ref().filter(|_| category == Category::Accuracy)?.reference.as_ref()
+}
+
+/// The job that makes a reference's files.
+pub fn job(reference: &CellId) -> JobKey {
+    JobKey { cell: reference.clone(), category: Category::Accuracy, process: 0 }
+}
+
+/// Looks for what a job of the cell reads.
+pub fn look(record: &Record, folder: &RunFolder, cell: &Cell, category: Category) -> Found {
+    let Some(reference) = of(cell, category).filter(|reference| **reference != cell.id) else {
+        return Found::Everything;
+    };
+    let job = job(reference);
+    let why = match (record.refused().get(reference), record.end(&job)) {
+        (Some(refusal), _) => format!("was not started: {}: {}", refusal.status, refusal.reason),
+        (None, Some(end)) if end.status != Status::Measured => {
+            format!("ended: {}: {}", end.status, end.reason.as_deref().unwrap_or("no reason was given"))
+        }
+        (None, Some(_)) if has_files(folder, cell, reference) => return Found::Everything,
+        (None, Some(_)) => return Found::NoFiles(job),
+        (None, None) => "was not measured".to_owned(),
+    };
+    Found::NoAnswers(format!("the reference `{reference}` {why}"))
+}
+
+/// True when the folder of the reference has what the cell's plan needs.
+pub fn has_files(folder: &RunFolder, cell: &Cell, reference: &CellId) -> bool {
+    let path = folder.reference(reference);
+    let distributions = cell.accuracy.as_ref().is_some_and(|plan| plan.fidelity.is_some());
+    path.join(ANSWERS).is_file() && (!distributions || path.join(DISTRIBUTIONS).is_file())
+}
+
+/// Removes what is large once no cell is due. What cannot be removed does no harm.
+pub fn remove_distributions(record: &Record, folder: &RunFolder) {
+    for reference in record.cells.iter().filter_map(|cell| of(cell, Category::Accuracy)) {
+        let _ = fs::remove_file(folder.reference(reference).join(DISTRIBUTIONS));
+    }
+}

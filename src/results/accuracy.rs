@@ -1,0 +1,128 @@
+//! A cell's accuracy in words and in rows of the comparison. A figure and its standard error end at the same digit.
+
+use crate::cell::Category;
+use crate::protocol::TaskResult;
+use crate::results::Outcome;
+use crate::units::significant;
+
+/// Tasks that a comparison shows; of more it says how many.
+const SHOWN_TASKS: usize = 6;
+
+/// What to say of a cell that is below the matrix's accuracy floor; `None` where it is not, or there is no floor.
+pub fn gate_failure(outcome: &Outcome) -> Option<String> {
+    let fails = was_measured(outcome) && outcome.text("accuracy_gate") == Some("fail");
+    fails.then(|| match outcome.text("accuracy_gate_detail") {
+        Some(detail) => format!("FAILS the accuracy floor: {detail}"),
+        None => "FAILS the accuracy floor".to_owned(),
+    })
+}
+
+/// The mean over tasks, `0.421 ±0.022`; `None` where none was measured.
+pub fn score(outcome: &Outcome) -> Option<String> {
+    figure(outcome, "accuracy_score", "accuracy_score_stderr")
+}
+
+/// Rows of a comparison that at least one of the arms has something to say in: a heading, and a field an arm.
+pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
+    let row = |heading: &str, field: &dyn Fn(&Outcome) -> Option<String>| {
+        (heading.to_owned(), arms.iter().map(|arm| field(arm).unwrap_or_default()).collect::<Vec<_>>())
+    };
+    let mut rows = vec![row("accuracy, mean of tasks", &score)];
+    let tasks = tasks(arms);
+    for (task, metric) in tasks.iter().take(SHOWN_TASKS) {
+        rows.push(row(&format!("  {task}, {metric}"), &|arm| {
+            let result = arm.tasks.iter().find(|result| result.task == *task && result.metric == *metric)?;
+            Some(with_error(result.score()?, result.score_stderr()))
+        }));
+    }
+    if tasks.len() > SHOWN_TASKS {
+        let count = |arm: &Outcome| arm.tasks.len().checked_sub(SHOWN_TASKS).filter(|more| *more > 0);
+        rows.push(row("  further tasks", &|arm| count(arm).map(|more| format!("{more} in tasks.csv"))));
+    }
+    rows.push(row("KL to the reference, mean", &|arm| match is_reference(arm) {
+        true => Some("is the reference".to_owned()),
+        false => figure(arm, "kl_divergence_mean", "kl_divergence_mean_stderr"),
+    }));
+    rows.push(row("  same likeliest token", &|arm| {
+        let compared = !is_reference(arm);
+        compared.then(|| figure(arm, "top1_agreement_share", "top1_agreement_stderr")).flatten()
+    }));
+    rows.push(row("  perplexity ÷ reference's", &|arm| {
+        let compared = !is_reference(arm);
+        compared.then(|| figure(arm, "perplexity_ratio", "perplexity_ratio_stderr")).flatten()
+    }));
+    rows.push(row("  answers flipped", &|arm| {
+        let (flips, items) = (number(arm, "answer_flips")?, number(arm, "accuracy_items")?);
+        (!is_reference(arm)).then(|| format!("{flips} of {items}"))
+    }));
+    rows.retain(|(_, fields)| fields.iter().any(|field| !field.is_empty()));
+    rows
+}
+
+/// What the reader of the rows should know.
+pub(super) fn remarks(arms: &[&Outcome]) -> Vec<String> {
+    let results = |name: &str| -> Vec<&TaskResult> {
+        arms.iter().flat_map(|arm| &arm.tasks).filter(|result| result.task == name).collect()
+    };
+    let mut names: Vec<_> = tasks(arms).into_iter().map(|(name, _)| name).collect();
+    names.dedup();
+    let differs = |name: &&str| results(name).windows(2).any(|pair| pair[0].hash != pair[1].hash);
+    let remark =
+        |name| format!("note: the task `{name}` did not ask the same of all arms, so its scores do not compare");
+    names.into_iter().filter(differs).map(remark).collect()
+}
+
+/// Every task of the arms and the figure that stands for it, in the order in which they come.
+fn tasks<'a>(arms: &[&'a Outcome]) -> Vec<(&'a str, &'a str)> {
+    let mut tasks = Vec::new();
+    for result in arms.iter().flat_map(|arm| &arm.tasks) {
+        let task = (result.task.as_str(), result.metric.as_str());
+        if !tasks.contains(&task) {
+            tasks.push(task);
+        }
+    }
+    tasks
+}
+
+fn was_measured(outcome: &Outcome) -> bool {
+    outcome.measured.contains(&Category::Accuracy)
+}
+
+fn is_reference(outcome: &Outcome) -> bool {
+    let plan = outcome.cell.accuracy.as_deref();
+    was_measured(outcome) && plan.is_some_and(|plan| plan.reference.as_ref() == Some(&outcome.cell.id))
+}
+
+fn number(outcome: &Outcome, fact: &str) -> Option<f64> {
+    outcome.number(fact).filter(|_| was_measured(outcome))
+}
+
+fn figure(outcome: &Outcome, fact: &str, stderr: &str) -> Option<String> {
+    Some(with_error(number(outcome, fact)?, number(outcome, stderr)))
+}
+
+/// Two significant digits of the error decide how many of the value are worth reading.
+fn with_error(value: f64, stderr: Option<f64>) -> String {
+    match stderr.filter(|stderr| stderr.is_finite() && *stderr >= 0.0) {
+        Some(stderr) if stderr > 0.0 => {
+            let decimals = (1 - stderr.log10().floor() as i32).clamp(0, 9) as usize;
+            format!("{value:.decimals$} ±{stderr:.decimals$}")
+        }
+        Some(_) => format!("{} ±0", significant(value, 3)),
+        None => significant(value, 3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_has_the_digits_that_its_error_leaves() {
+        assert_eq!(with_error(0.42134, Some(0.0223)), "0.421 ±0.022");
+        assert_eq!(with_error(1.0, Some(0.0)), "1.00 ±0");
+        assert_eq!(with_error(20.5, Some(35.0)), "20 ±35");
+        assert_eq!(with_error(20.5, None), "20.5");
+        assert_eq!(with_error(0.0, Some(1e-30)), "0.000000000 ±0.000000000");
+    }
+}
