@@ -13,4 +13,5 @@ mod limits;
 mod measuring;
 mod sandbox;
 mod tables;
+mod templates;
 mod vision;
