@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::axes::Point;
-use super::suggest::suggest;
+use crate::yaml::suggest;
 
 /// What is filled in.
 const PLACEHOLDERS: [&str; 3] = ["model", "precision", "flavour"];

@@ -37,8 +37,8 @@ pub fn enter(limits: &str, command: &[OsString]) -> Result<()> {
     pipe.write_all(&text).context("cannot tell why a program did not start")
 }
 
-/// Closes what came down to this process from whoever started ortbench, which might be a connection: a program shall not
-/// find it. Besides the pipe this process has opened nothing yet.
+/// Closes what came down to this process from whoever started ortbench, which might be a connection: a program shall
+/// not find it. Besides the pipe this process has opened nothing yet.
 fn close_others(pipe: &File) -> Result<()> {
     let listing = fs::read_dir("/proc/self/fd").map_err(failed("cannot list open files"))?;
     let open: Vec<RawFd> = listing.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -114,7 +114,11 @@ fn tasks_of_this_user() -> u64 {
 /// All files may be read and executed, the folder and `/dev/null` be written, nothing else.
 fn confine_files(folder: &Path) -> Result<()> {
     let open = |path: &Path| {
-        PathFd::new(path).map_err(|error| Error::environment("cannot confine a program to its folder").because(error))
+        PathFd::new(path).map_err(|error| {
+            Error::environment(format!("cannot open `{}` to confine a program", path.display()))
+                .hint("set TMPDIR to a folder that every user can enter")
+                .because(error)
+        })
     };
     let (root, folder, null) = (open(Path::new("/"))?, open(folder)?, open(Path::new("/dev/null"))?);
     let restrict = || -> Result<RulesetStatus, RulesetError> {

@@ -5,13 +5,13 @@
 //! 1. [`Sandbox::run`] writes the program's text into a fresh folder and starts the hidden command `ortbench sandbox`.
 //! 2. That command (`supervise`) keeps the wall clock. All that the program starts stays below it, also what detaches
 //!    itself, since it asks the kernel for orphans (`PR_SET_CHILD_SUBREAPER`); it ends only when nothing is left.
-//! 3. `ortbench sandbox --enter` (`enter`) restricts itself (resource limits, Landlock, seccomp) and becomes the program
-//!    through `exec`. Nothing that a program does later can widen what it entered with.
+//! 3. `ortbench sandbox --enter` (`enter`) restricts itself (resource limits, Landlock, seccomp) and becomes the
+//!    program through `exec`. Nothing that a program does later can widen what it entered with.
 //!
-//! What a program can do: read and execute whatever its user can; write in its own folder; use the processor, the memory
-//! and the processes it is given. What it cannot: open a socket of any kind (pairs of connected local ones excepted),
-//! write, rename, truncate or change modes elsewhere, signal or trace processes, make namespaces, mount, leave anything
-//! running. A kernel that cannot forbid this runs nothing: [`Sandbox::check`] says so.
+//! What a program can do: read and execute whatever its user can; write in its own folder; use the processor, the
+//! memory and the processes it is given. What it cannot: open a socket of any kind (pairs of connected local ones
+//! excepted), write, rename, truncate or change modes elsewhere, signal or trace processes, make namespaces, mount,
+//! leave anything running. A kernel that cannot forbid this runs nothing: [`Sandbox::check`] says so.
 //!
 //! What the limits do not say: memory and processor time are limits of each process, so a program with several can use
 //! them several times. The size of a file is limited, the number of files is not. Files that the user may read are
@@ -162,8 +162,8 @@ impl Sandbox {
     }
 
     /// Writes `source` as `file` into a fresh folder, runs `command` there under the limits and without network, and
-    /// removes the folder. The command's environment holds `PATH`, `HOME`, `LANG` and `TMPDIR` alone, its standard input
-    /// is empty. When this returns, all that the program started is gone.
+    /// removes the folder. The command's environment holds `PATH`, `HOME`, `LANG` and `TMPDIR` alone, its standard
+    /// input is empty. When this returns, all that the program started is gone.
     ///
     /// # Errors
     /// A command that cannot be executed, limits that mean nothing, a kernel that cannot confine the program. What the
@@ -233,8 +233,8 @@ fn prepare(file: &str, source: &str) -> Result<tempfile::TempDir> {
     Ok(folder)
 }
 
-/// Removes the folder whatever the program made of it: folders that their owner may not list, and nests deeper than this
-/// process could follow with open folders and calls, which `rm` can.
+/// Removes the folder whatever the program made of it: folders that their owner may not list, and nests deeper than
+/// this process could follow with open folders and calls, which `rm` can.
 fn remove(folder: tempfile::TempDir) -> Result<()> {
     let path = folder.keep();
     for (tool, options) in [("rm", "-rf"), ("chmod", "-Rf"), ("rm", "-rf")] {

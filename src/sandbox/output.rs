@@ -6,7 +6,8 @@ use std::io::{ErrorKind, Read};
 /// How much is kept of each end.
 const KEPT: usize = 32 << 10;
 
-/// Reads all, keeps the first and the last 32 KiB, and says how much lies between. Bytes that are no UTF-8 are replaced.
+/// Reads all, keeps the first and the last 32 KiB, and says how much lies between. Bytes that are no UTF-8 are
+/// replaced.
 pub fn read_bounded(mut pipe: impl Read) -> String {
     let mut head = Vec::new();
     let mut tail = VecDeque::new();

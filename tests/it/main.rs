@@ -15,4 +15,5 @@ mod measuring;
 mod sandbox;
 mod scoring;
 mod tables;
+mod templates;
 mod vision;

@@ -122,8 +122,8 @@ fn there_is_no_network_even_where_somebody_listens() {
 fn calls_that_go_around_the_filter_are_denied_too() {
     // io_uring_setup, socket by its number for 32-bit pointers, unshare of the network, ptrace of the parent.
     let source = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n\
-                  for call in [(425, 1, 0), (0x40000029, 2, 1, 0), (272, 0x40000000), (101, 16, os.getppid(), 0, 0)]:\n  \
-                  print(libc.syscall(*call), ctypes.get_errno())\n";
+                  calls = [(425, 1, 0), (0x40000029, 2, 1, 0), (272, 0x40000000), (101, 16, os.getppid(), 0, 0)]\n\
+                  for call in calls:\n  print(libc.syscall(*call), ctypes.get_errno())\n";
     if cfg!(target_arch = "x86_64") {
         assert_eq!(passes(&python(source, &limits())), "-1 1\n".repeat(4));
     }
@@ -183,8 +183,8 @@ fn processes_have_a_number() {
 
 #[test]
 fn it_cannot_signal_its_watcher() {
-    let source = "import os, signal\nfor pid in (os.getppid(), 0, -1, 1):\n  try:\n    os.kill(pid, signal.SIGKILL)\n    \
-                  print('sent')\n  except OSError as e:\n    print(e.errno)\n";
+    let source = "import os, signal\nfor pid in (os.getppid(), 0, -1, 1):\n  try:\n    \
+                  os.kill(pid, signal.SIGKILL)\n    print('sent')\n  except OSError as e:\n    print(e.errno)\n";
     assert_eq!(passes(&python(source, &limits())), "1\n".repeat(4));
 }
 
