@@ -70,7 +70,7 @@ CASES = [
     Case("sums-3-shot", "sums", few_shot=3, limit=60),
     Case("sums-chat", "sums", chat=True, limit=60),
     Case("steps", "steps"),
-    Case("steps-truncated", "steps", max_length=36, limit=40),
+    Case("steps-truncated", "steps", max_length=11),
 ]
 
 
