@@ -47,6 +47,7 @@ fn every_ready_description_is_valid_and_named_as_its_file() {
             .unwrap_or_else(|error| panic!("{}", error.chain()));
         assert_eq!(description.name, *name);
         assert!(description.about.is_some() && description.data.is_none());
+        assert!(include_str!("../../../docs/tasks.md").contains(&format!("`{name}`")), "docs/tasks.md lacks {name}");
     }
 }
 
