@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cell::{TaskRef, TaskSource};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::package::{ChatTemplate, Package};
 use crate::results::table::Table;
 use crate::tasks::{Ask, Description, Item, TaskSet};
@@ -70,6 +70,10 @@ fn list() -> Result<String> {
 
 fn show(args: &Args, source: TaskSource) -> Result<String> {
     let description = Description::open(&source)?;
+    if args.data.is_none() && description.data.is_none() {
+        return Err(Error::new(format!("the description `{}` is valid and names no file of items", description.name))
+            .hint("`--data FILE` names one whose first items are shown"));
+    }
     let task = TaskRef {
         name: description.name.clone(),
         description: source,

@@ -1,7 +1,7 @@
 //! From what a model wrote to whether it is right: cut at stop strings, extract, normalize, compare.
 //!
 //! Regular expressions are fancy-regex's: look-around and back-references as in Python. Not as in Python, `$` does not
-//! match before a newline at the end.
+//! match before a newline at the end; `\Z` does.
 
 use fancy_regex::Regex;
 
@@ -213,6 +213,15 @@ mod tests {
         let steps = vec![Step::Remove(",$".to_owned()), Step::Lowercase];
         let judging = Judging { steps, normalize: Normalize::default() };
         assert_eq!(judging.judge("$1,000 USD", &["x".into(), "1000 usd".into()]).unwrap(), ("1000 usd".into(), true));
+    }
+
+    #[test]
+    fn where_expressions_differ_from_pythons() {
+        // Python's `$` and its `\Z`: the one matches before a last newline as well, the other at the very end alone.
+        assert!(!regex("a$").is_match("a\n").unwrap());
+        assert!(regex(r"a\Z").is_match("a\n").unwrap());
+        assert!(!regex(r"a\z").is_match("a\n").unwrap());
+        assert!(regex(r"(?P<n>a)(?=b)(?<!c)b(?P=n)").is_match("aba").unwrap());
     }
 
     #[test]

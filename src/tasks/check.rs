@@ -317,7 +317,7 @@ impl Checker<'_> {
         match Regex::new(&written.value) {
             Ok(regex) => Some(regex),
             Err(error) => {
-                // The innermost error knows best; some draw a picture of several lines, the last of which has the words.
+                // The innermost error knows best; one that draws a picture has its words in the last line.
                 let mut innermost: &dyn std::error::Error = &error;
                 while let Some(source) = innermost.source() {
                     innermost = source;
@@ -345,8 +345,8 @@ impl Checker<'_> {
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         if !valid {
             let message = format!(
-                "the task's name is `{text}`; it may hold up to 64 letters, digits, `.`, `_` and `-`, a letter or digit \
-                 first"
+                "the task's name is `{text}`; it may hold up to 64 letters, digits, `.`, `_` and `-`, a letter or \
+                 digit first"
             );
             self.problem(name, message);
         }

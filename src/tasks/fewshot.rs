@@ -30,19 +30,18 @@ impl<'r> Examples<'r> {
     /// # Errors
     /// Fewer records than examples.
     pub fn of(&self, item: &Record) -> Result<Vec<&'r Record>> {
-        let all = self.records.len();
-        let order: Vec<usize> = match self.seed {
-            None => (0..all).collect(),
+        let others = |record: &&Record| !self.own || record.fields != item.fields;
+        let chosen: Vec<_> = match self.seed {
+            None => self.records.iter().filter(others).take(self.count).collect(),
             Some(seed) => {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 random.set_stream(item.number);
                 // Some more than needed: the item itself and its copies are left out.
-                index::sample(&mut random, all, all.min(2 * self.count + 2)).into_vec()
+                let all = self.records.len();
+                let order = index::sample(&mut random, all, all.min(2 * self.count + 2));
+                order.into_iter().map(|index| &self.records[index]).filter(others).take(self.count).collect()
             }
         };
-        let others = order.into_iter().map(|index| &self.records[index]);
-        let chosen: Vec<_> =
-            others.filter(|record| !self.own || record.fields != item.fields).take(self.count).collect();
         if chosen.len() < self.count {
             let (count, path, unit) = (self.count, self.path.display(), records::unit(self.path));
             let other = if self.own { " other" } else { "" };

@@ -47,6 +47,7 @@ fn every_ready_description_is_valid_and_named_as_its_file() {
             .unwrap_or_else(|error| panic!("{}", error.chain()));
         assert_eq!(description.name, *name);
         assert!(description.about.is_some() && description.data.is_none());
+        assert!(include_str!("../../../docs/tasks.md").contains(&format!("`{name}`")), "docs/tasks.md lacks {name}");
     }
 }
 
@@ -141,7 +142,10 @@ fn wikitext() {
 
 #[test]
 fn gsm8k() {
-    let record = |number: usize| json!({"question": format!("How many are {number}?"), "answer": format!("Count them.\n#### 1,{number:03}")});
+    let record = |number: usize| {
+        let answer = format!("Count them.\n#### 1,{number:03}");
+        json!({"question": format!("How many are {number}?"), "answer": answer})
+    };
     let records: Vec<_> = (0..7).map(record).collect();
     let set = render("gsm8k", &records);
     assert_eq!((set.fewshot, set.max_tokens), (5, 256));
@@ -156,7 +160,8 @@ fn gsm8k() {
 #[test]
 fn humaneval() {
     let record = json!({
-        "task_id": "HumanEval/0", "prompt": "def f(x):\n    \"\"\"Twice x.\"\"\"\n", "canonical_solution": "    return 2 * x\n",
+        "task_id": "HumanEval/0", "prompt": "def f(x):\n    \"\"\"Twice x.\"\"\"\n",
+        "canonical_solution": "    return 2 * x\n",
         "test": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "f",
     });
     let set = render("humaneval", &[record]);
@@ -164,7 +169,8 @@ fn humaneval() {
     let program = set.program(&set.items[0], "    return 2 * x\n\nprint(f(1))").unwrap();
     assert_eq!(
         program,
-        "def f(x):\n    \"\"\"Twice x.\"\"\"\n    return 2 * x\n\ndef check(candidate):\n    assert candidate(2) == 4\n\ncheck(f)\n"
+        "def f(x):\n    \"\"\"Twice x.\"\"\"\n    return 2 * x\n\ndef check(candidate):\n    \
+         assert candidate(2) == 4\n\ncheck(f)\n"
     );
 }
 
@@ -207,7 +213,8 @@ fn images() {
 #[test]
 fn the_miniatures_tasks_are_read() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    let text = "version: 1\nname: x\nkind: choice\ncontext: \"{{ context }}\"\nchoices: choices\nanswer: answer\ndelimiter: \"\"\n";
+    let text = "version: 1\nname: x\nkind: choice\ncontext: \"{{ context }}\"\nchoices: choices\nanswer: answer\n\
+                delimiter: \"\"\n";
     let description = Description::parse("x", None, text).unwrap();
     let data = root.join("qwen3-tiny/tasks/arithmetic.jsonl");
     let task = TaskRef { data: Some(data), ..task(&root) };

@@ -129,7 +129,8 @@ fn limits_and_examples() {
 #[test]
 fn examples_from_a_file_of_their_own_and_a_preamble() {
     let description = format!(
-        "{CHOICE}preamble: \"On {{{{ q }}}}:\\n\"\ndelimiter: \"\"\nfewshot: {{count: 1, data: more.jsonl, separator: \"\\n\"}}\n"
+        "{CHOICE}preamble: \"On {{{{ q }}}}:\\n\"\ndelimiter: \"\"\n\
+         fewshot: {{count: 1, data: more.jsonl, separator: \"\\n\"}}\n"
     );
     let folder = write(&description, ITEMS);
     fs::write(folder.path().join("more.jsonl"), "{\"q\": \"Peru?\", \"options\": [\"Lima\", \"X\"], \"label\": 0}")
