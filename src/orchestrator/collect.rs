@@ -92,7 +92,7 @@ impl Collector {
 
     fn check(&self, cell: &Cell, category: Category) -> Result<(), String> {
         validate::check(cell, category, &self.facts, &self.raw.samples)?;
-        validate_tasks::check(cell, category, &self.tasks, &self.raw.items)
+        validate_tasks::check(cell, category, &self.facts, &self.tasks, &self.raw.items)
     }
 
     /// The ceilings that a process measured, and why there are no more: one that was measured before the process

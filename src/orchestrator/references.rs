@@ -4,10 +4,13 @@
 //! `logits.bin` into a folder of the run. Other cells' jobs read them there, so it runs first ([`super::schedule`]).
 
 use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use crate::cell::{Category, Cell, CellId, Status};
+use crate::error::Result;
 use crate::results::JobKey;
-use crate::results::folder::RunFolder;
+use crate::results::folder::{RunFolder, write_error};
 use crate::results::record::Record;
 
 /// The answers.
@@ -59,6 +62,27 @@ pub fn has_files(folder: &RunFolder, cell: &Cell, reference: &CellId) -> bool {
     let path = folder.reference(reference);
     let distributions = cell.accuracy.as_ref().is_some_and(|plan| plan.fidelity.is_some());
     path.join(ANSWERS).is_file() && (!distributions || path.join(DISTRIBUTIONS).is_file())
+}
+
+/// Makes the place of the reference that a job reads or writes, and returns it. Where the cell is the reference itself,
+/// earlier answers are removed first: a process that is killed must not leave them beside half of new distributions.
+///
+/// # Errors
+/// What the file system says.
+pub fn prepare(folder: &RunFolder, cell: &Cell, category: Category) -> Result<Option<PathBuf>> {
+    let Some(reference) = of(cell, category) else { return Ok(None) };
+    folder.make_references()?;
+    let path = folder.reference(reference);
+    if *reference == cell.id {
+        let answers = path.join(ANSWERS);
+        match fs::remove_file(&answers) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(write_error(&answers, "cannot remove", error));
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(path))
 }
 
 /// Removes what is large once no cell is due. What cannot be removed does no harm.

@@ -267,10 +267,7 @@ impl<'a> Runner<'a> {
     /// The job's process, from start to end; `None` when the user ended it.
     fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
-        let reference = references::of(cell, category).map(|reference| self.folder.reference(reference));
-        if reference.is_some() {
-            self.folder.make_references()?;
-        }
+        let reference = references::prepare(&self.folder, cell, category)?;
         let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
         let log_path = self.folder.log(job);

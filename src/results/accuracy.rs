@@ -17,6 +17,12 @@ pub fn gate_failure(outcome: &Outcome) -> Option<String> {
     })
 }
 
+/// True where a floor was asked for and the cell's answers were not measured: no one knows whether it keeps it.
+pub(super) fn is_unjudged(outcome: &Outcome) -> bool {
+    let floor = outcome.cell.accuracy.as_ref().is_some_and(|plan| plan.floor.is_some());
+    floor && outcome.cell.categories.contains(&Category::Accuracy) && !was_measured(outcome)
+}
+
 /// The mean over tasks, `0.421 ±0.022`; `None` where none was measured.
 pub fn score(outcome: &Outcome) -> Option<String> {
     figure(outcome, "accuracy_score", "accuracy_score_stderr")
@@ -101,15 +107,24 @@ fn figure(outcome: &Outcome, fact: &str, stderr: &str) -> Option<String> {
     Some(with_error(number(outcome, fact)?, number(outcome, stderr)))
 }
 
+/// More decimals than this are no longer read.
+const MOST_DECIMALS: i32 = 6;
+
 /// Two significant digits of the error decide how many of the value are worth reading.
 fn with_error(value: f64, stderr: Option<f64>) -> String {
-    match stderr.filter(|stderr| stderr.is_finite() && *stderr >= 0.0) {
-        Some(stderr) if stderr > 0.0 => {
-            let decimals = (1 - stderr.log10().floor() as i32).clamp(0, 9) as usize;
+    let Some(stderr) = stderr.filter(|stderr| stderr.is_finite() && *stderr >= 0.0) else {
+        return significant(value, 3);
+    };
+    if stderr == 0.0 {
+        return format!("{} ±0", significant(value, 3));
+    }
+    match 1 - stderr.log10().floor() as i32 {
+        decimals @ ..=MOST_DECIMALS => {
+            let decimals = decimals.max(0) as usize;
             format!("{value:.decimals$} ±{stderr:.decimals$}")
         }
-        Some(_) => format!("{} ±0", significant(value, 3)),
-        None => significant(value, 3),
+        _ if value.abs() < 1e-4 => format!("{value:.1e} ±{stderr:.1e}"),
+        _ => format!("{value:.6} ±{stderr:.1e}"),
     }
 }
 
@@ -123,6 +138,7 @@ mod tests {
         assert_eq!(with_error(1.0, Some(0.0)), "1.00 ±0");
         assert_eq!(with_error(20.5, Some(35.0)), "20 ±35");
         assert_eq!(with_error(20.5, None), "20.5");
-        assert_eq!(with_error(0.0, Some(1e-30)), "0.000000000 ±0.000000000");
+        assert_eq!(with_error(1.000_000_31, Some(1.6e-7)), "1.000000 ±1.6e-7");
+        assert_eq!(with_error(3.2e-12, Some(4.5e-13)), "3.2e-12 ±4.5e-13");
     }
 }

@@ -209,7 +209,13 @@ fn label(outcome: &Outcome, group: &[&Outcome]) -> String {
 /// The label above the arm's figures. No one is to take the speed of an arm with wrong answers for a win.
 fn marked_label(outcome: &Outcome, group: &[&Outcome]) -> String {
     let label = label(outcome, group);
-    if gate_failure(outcome).is_some() { format!("{label} (FAILS accuracy)") } else { label }
+    if gate_failure(outcome).is_some() {
+        format!("{label} (FAILS accuracy)")
+    } else if accuracy::is_unjudged(outcome) {
+        format!("{label} (accuracy unknown)")
+    } else {
+        label
+    }
 }
 
 fn value(series: &Series, summary: Option<&Summary>) -> String {
@@ -328,6 +334,18 @@ mod tests {
             text.contains("t3, word_perplexity") && !text.contains("t4,") && text.contains("4 in tasks.csv"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_arm_whose_answers_nobody_knows_is_marked() {
+        let reference = fake::cell("tiny", "cpu").id;
+        let arms = ["cpu", "openvino"].map(|backend| {
+            let cell = fake::cell_with_accuracy("tiny", backend, Some(&reference));
+            outcome(&cell, (backend == "openvino").then_some(Category::Accuracy))
+        });
+        let text = render(&arms);
+        assert!(text.contains("cpu                openvino (accuracy unknown)   against cpu"), "{text}");
+        assert!(text.contains("openvino: failed: accuracy: it fell over"), "{text}");
     }
 
     #[test]

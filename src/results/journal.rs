@@ -187,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_from_before_there_were_tasks_is_read() {
+        let line = r#"{"event":"job_ended","job":{"cell":"a","category":"speed","process":0},"end":{"status":"measured",
+            "reason":null,"hint":null,"facts":{},"warnings":[],"started":"","seconds":1.0},"samples_length":7}"#;
+        let Event::JobEnded { end, .. } = serde_json::from_str(line).unwrap() else { panic!("another event") };
+        assert!(end.tasks.is_empty());
+        assert!(!serde_json::to_string(&end).unwrap().contains("tasks"), "and is written as it was");
+    }
+
+    #[test]
     fn damage_before_the_end_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.jsonl");

@@ -211,6 +211,8 @@ fn lines<const N: usize>(rows: impl IntoIterator<Item = [String; N]>, columns: u
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::cell::Category;
     use crate::protocol::ItemResults;
@@ -250,6 +252,27 @@ mod tests {
                 "item_acc,,0,0,0,recall,z",
             ]
         );
+    }
+
+    proptest! {
+        /// Whatever ids a data set has, the file stays one row a line that reads back.
+        #[test]
+        fn no_id_breaks_the_file(ids in prop::collection::vec(any::<String>(), 1..8), task in "[a-z0-9=.-]{1,8}") {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("samples.csv");
+            let job = JobKey { cell: CellId("a".into()), category: Category::Accuracy, process: 0 };
+            let values = vec![1.0; ids.len()];
+            let of = ItemResults { task, metric: "item_acc".into(), ids: ids.clone(), values };
+            let mut file = SamplesFile::create(&path, "r", false).unwrap();
+            file.append(&job, &Raw { samples: Vec::new(), items: vec![of] }).unwrap();
+            prop_assert!(read(&path, file.length()).unwrap().is_empty());
+            let bytes = std::fs::read(&path).unwrap();
+            prop_assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1 + ids.len());
+            let mut reader = csv::Reader::from_path(&path).unwrap();
+            for record in reader.records() {
+                prop_assert!(!record.unwrap()[11].starts_with(['=', '+', '-', '@', '\t', '\r']));
+            }
+        }
     }
 
     #[test]

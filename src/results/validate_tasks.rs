@@ -1,15 +1,23 @@
 //! What cannot be true of tasks' results is not published either.
 
-use crate::cell::{Category, Cell};
+use std::collections::BTreeMap;
+
+use crate::cell::{AccuracyPlan, Category, Cell};
 use crate::metrics;
-use crate::protocol::{ItemResults, TaskResult};
+use crate::protocol::{FactValue, ItemResults, TaskResult};
 
 /// Checks what a job that says it measured `category` reported of tasks: each task of the cell's plan once, with
-/// figures that are known and finite.
+/// figures that are known and finite, and a verdict where there is a floor.
 ///
 /// # Errors
 /// The sentence that becomes the `invalid` cell's reason.
-pub fn check(cell: &Cell, category: Category, tasks: &[TaskResult], items: &[ItemResults]) -> Result<(), String> {
+pub fn check(
+    cell: &Cell,
+    category: Category,
+    facts: &BTreeMap<String, FactValue>,
+    tasks: &[TaskResult],
+    items: &[ItemResults],
+) -> Result<(), String> {
     let plan = cell.accuracy.as_deref().filter(|_| category == Category::Accuracy);
     let asked = || plan.iter().flat_map(|plan| &plan.tasks).map(|task| task.name.as_str());
     for (index, task) in tasks.iter().enumerate() {
@@ -24,7 +32,21 @@ pub fn check(cell: &Cell, category: Category, tasks: &[TaskResult], items: &[Ite
     if let Some(missing) = asked().find(|name| tasks.iter().all(|task| task.task != *name)) {
         return Err(format!("the task `{missing}` has no result"));
     }
-    items.iter().try_for_each(|of| check_items(of, tasks))
+    items.iter().try_for_each(|of| check_items(of, tasks))?;
+    plan.map_or(Ok(()), |plan| check_gate(cell, plan, facts))
+}
+
+/// A cell with a floor that nobody looked at would pass for one that keeps it. References have none: they are it.
+fn check_gate(cell: &Cell, plan: &AccuracyPlan, facts: &BTreeMap<String, FactValue>) -> Result<(), String> {
+    let compared = plan.reference.as_ref().is_some_and(|reference| *reference != cell.id);
+    match facts.get("accuracy_gate") {
+        Some(FactValue::Text(word)) if word == "pass" || word == "fail" => Ok(()),
+        Some(other) => Err(format!("`accuracy_gate` is {other:?}, neither `pass` nor `fail`")),
+        None if compared && plan.floor.is_some() && !plan.tasks.is_empty() => {
+            Err("whether the cell keeps the accuracy floor was not reported".to_owned())
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_task(task: &TaskResult) -> Result<(), String> {
@@ -80,16 +102,35 @@ mod tests {
         let cell = fake::cell_with_accuracy("a", "cpu", None);
         let (mut tasks, mut items) = fake::tasks(&cell);
         edit(&mut tasks, &mut items);
-        check(&cell, Category::Accuracy, &tasks, &items).expect_err("should be invalid")
+        check(&cell, Category::Accuracy, &fake::facts(&cell), &tasks, &items).expect_err("should be invalid")
     }
 
     #[test]
     fn plausible_results_pass() {
         let cell = fake::cell_with_accuracy("a", "cpu", None);
         let (tasks, items) = fake::tasks(&cell);
-        assert_eq!(check(&cell, Category::Accuracy, &tasks, &items), Ok(()));
-        assert_eq!(check(&cell, Category::Speed, &[], &[]), Ok(()));
-        assert!(check(&cell, Category::Speed, &tasks, &items).is_err());
+        let facts = fake::facts(&cell);
+        assert_eq!(check(&cell, Category::Accuracy, &facts, &tasks, &items), Ok(()));
+        assert_eq!(check(&cell, Category::Speed, &facts, &[], &[]), Ok(()));
+        assert!(check(&cell, Category::Speed, &facts, &tasks, &items).is_err());
+    }
+
+    #[test]
+    fn a_floor_has_a_verdict() {
+        let judged = |cell: &Cell, facts: &BTreeMap<String, FactValue>| {
+            let (tasks, items) = fake::tasks(cell);
+            check(cell, Category::Accuracy, facts, &tasks, &items)
+        };
+        let reference = fake::cell("a", "cpu").id;
+        let cell = fake::cell_with_accuracy("a", "openvino", Some(&reference));
+        let mut facts = fake::facts(&cell);
+        assert_eq!(judged(&cell, &facts), Ok(()));
+        facts.insert("accuracy_gate".into(), "perhaps".into());
+        assert!(judged(&cell, &facts).unwrap_err().contains("neither `pass` nor `fail`"));
+        facts.remove("accuracy_gate");
+        assert!(judged(&cell, &facts).unwrap_err().contains("was not reported"));
+        assert_eq!(judged(&fake::cell_with_accuracy("a", "cpu", Some(&reference)), &facts), Ok(()), "the reference");
+        assert_eq!(judged(&fake::cell_with_accuracy("a", "openvino", None), &facts), Ok(()), "no floor");
     }
 
     #[test]

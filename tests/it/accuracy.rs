@@ -156,6 +156,17 @@ fn answers_that_were_removed_are_made_again() {
 }
 
 #[test]
+fn a_reference_that_fails_leaves_no_earlier_answers() {
+    let results = tempfile::tempdir().unwrap();
+    let report = run(cells(), "ref-cpu/accuracy=value:acc:nan", results.path()).unwrap();
+    let reference = report.folder.join("references/ref-cpu");
+    assert!(reference.join("reference.json").is_file(), "it failed after it had written them");
+    assert_eq!(report.outcomes[0].status, Status::Failed, "and no one reads them");
+    resume(&report.folder, "ref-cpu/accuracy=lack:reference.json", true).unwrap();
+    assert!(!reference.join("reference.json").exists());
+}
+
+#[test]
 fn results_of_tasks_that_cannot_be_true_are_invalid() {
     for (script, words) in [
         ("lack:wiki", "the task `wiki` has no result"),

@@ -70,6 +70,30 @@ fn part_of_a_matrix_is_run_by_pattern() {
 }
 
 #[test]
+fn a_plan_shows_tasks_and_references() {
+    let folder = folder();
+    let section =
+        "accuracy:\n  tasks: [{task: recall.yaml, when: {batch: 2}, limit: 7, fewshot: 2}]\n  reference: {batch: 2}\n";
+    let description = "version: 1\nname: recall\nkind: choice\ndata: items.jsonl\ncontext: '{{ question }}'\n\
+                       choices: options\nanswer: label\n";
+    fs::write(folder.path().join("recall.yaml"), description).unwrap();
+    fs::write(folder.path().join("items.jsonl"), "{}\n").unwrap();
+    let text = format!("{}{section}", MATRIX.replace("[speed]", "[speed, accuracy]"));
+    fs::write(folder.path().join("benchmarks.yaml"), text).unwrap();
+    let assert = ortbench(folder.path()).arg("plan").assert().success();
+    let text = String::from_utf8(assert.get_output().stdout.clone()).unwrap();
+    let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}: {text}"));
+    let accuracy = place("\nAccuracy:\nnothing-fp32-fused-cpu-t1-b2-");
+    assert!(accuracy < place("  task recall ("));
+    place("recall.yaml), 7 items at most, 2 examples\n  reference nothing-fp32-fused-cpu-t1-b2-");
+    place("Without accuracy, because none of its tasks is for them:\nnothing-fp32-fused-cpu-t1-b1-");
+    let json = ortbench(folder.path()).args(["plan", "--json"]).assert().success().get_output().stdout.clone();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["cells"][1]["cell"]["accuracy"]["tasks"][0]["name"], "recall");
+    assert_eq!(json["without_tasks"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn wrong_input_is_exit_code_2_before_anything_is_written() {
     let folder = folder();
     ortbench(folder.path()).args(["run", "absent.yaml"]).assert().code(2).stderr(contains("absent.yaml"));

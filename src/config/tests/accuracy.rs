@@ -33,15 +33,26 @@ matrix: {model: [tiny, large], backend: [cpu, ov], precision: [int4, fp32], thre
   prompt_tokens: 16, generate_tokens: 8}
 ";
 
+const DESCRIPTION: &str = "\
+version: 1
+name: recall
+kind: choice
+data: ../../items.jsonl
+context: '{{ question }}'
+choices: options
+answer: label
+";
+
 /// Parses the text as a file in a folder that has what [`SECTION`] names.
 fn with_files(text: &str) -> (tempfile::TempDir, Result<Matrix>) {
     let folder = tempfile::tempdir().unwrap();
     for model in ["tiny", "large"] {
         let tasks = folder.path().join("tasks").join(model);
         fs::create_dir_all(&tasks).unwrap();
-        fs::write(tasks.join("recall.yaml"), "version: 1\n").unwrap();
+        fs::write(tasks.join("recall.yaml"), DESCRIPTION).unwrap();
     }
-    for file in ["items.jsonl", "text.txt", "odd name.yaml"] {
+    fs::write(folder.path().join("odd name.yaml"), DESCRIPTION.replace("../../", "")).unwrap();
+    for file in ["items.jsonl", "text.txt"] {
         fs::write(folder.path().join(file), "x").unwrap();
     }
     let matrix = parse("b.yaml", &folder.path().join("b.yaml"), text.to_owned());
@@ -104,7 +115,7 @@ fn a_rule_takes_accuracy_from_cells() {
 
 #[test]
 fn a_cell_that_no_task_is_for_has_no_accuracy() {
-    let section = "accuracy: {tasks: [{task: hellaswag, when: {model: tiny}}]}\n";
+    let section = "accuracy: {tasks: [{task: hellaswag, data: items.jsonl, when: {model: tiny}}]}\n";
     let matrix = good(&format!("{HEAD}{section}"));
     assert!(find(&matrix, "tiny-").categories.contains(&Category::Accuracy));
     assert!(!find(&matrix, "large-").categories.contains(&Category::Accuracy));
@@ -163,7 +174,7 @@ fn mistakes_have_places_and_remedies() {
         (
             "rule that asks for nothing",
             format!(
-                "{HEAD}accuracy: {{tasks: [{{task: hellaswag, when: {{model: tiny}}}}]}}\n\
+                "{HEAD}accuracy: {{tasks: [{{task: hellaswag, data: items.jsonl, when: {{model: tiny}}}}]}}\n\
                  overrides: [{{when: {{model: large}}, set: {{categories: [speed, accuracy]}}}}]\n"
             ),
         ),

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Column, Group, SCHEMA_VERSION, all};
 use crate::cell::Category;
+use crate::metrics::ITEM_FIGURES;
 use crate::results::folder::{SUMMARY, TASKS};
 use crate::results::tasks::{self, TaskColumn};
 
@@ -42,6 +43,13 @@ pub fn markdown() -> String {
     );
     for TaskColumn { name, unit, kind, description, .. } in tasks::columns() {
         let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {} |", description.replace('|', "\\|"));
+    }
+    text.push_str(
+        "\n## Items in samples.csv\n\nWhat `metric` may be in a row that has a `task` and an `item`.\n\n\
+         | metric | meaning |\n|---|---|\n",
+    );
+    for figure in ITEM_FIGURES {
+        let _ = writeln!(text, "| `{}` | {} |", figure.name, figure.description);
     }
     text
 }
