@@ -40,6 +40,8 @@ pub struct Checked {
 #[derive(Debug)]
 pub struct Model {
     pub name: String,
+    /// What it was exported from, by name: that of its tasks' files.
+    pub checkpoint: String,
     /// As written, with `{precision}` and the like not yet filled in.
     pub package: String,
     pub precision: Option<Precision>,
@@ -173,8 +175,12 @@ impl Checker<'_> {
         for problem in paths::unknown_placeholders(&entry.package.value, "a package") {
             self.problem(entry.package.referenced, problem);
         }
+        if let Some(checkpoint) = &entry.checkpoint {
+            self.name(checkpoint, "a checkpoint's name");
+        }
         Model {
             name: entry.name.value.clone(),
+            checkpoint: entry.checkpoint.as_ref().unwrap_or(&entry.name).value.clone(),
             package: entry.package.value.clone(),
             precision: entry.precision.as_ref().and_then(|word| self.word(word, Precision::NAMES)),
             flavour: entry.flavour.as_ref().and_then(|word| self.word(word, Flavour::NAMES)),

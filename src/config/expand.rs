@@ -87,7 +87,7 @@ impl Model {
 impl Checked {
     fn cell(&self, point: &Point) -> Cell {
         let (model, backend) = (&self.models[point.model()], &self.backends[point.backend()]);
-        let written = paths::fill(&model.package, &model.name, point);
+        let written = paths::fill(&model.package, model, point);
         let mut cell = Cell {
             id: id(&model.name, &backend.name, point),
             model: ModelRef { name: model.name.clone(), package: paths::resolve(&self.folder, &written), written },

@@ -43,6 +43,8 @@ pub struct File {
 pub struct ModelEntry {
     pub name: Spanned<String>,
     pub package: Spanned<String>,
+    /// What it was exported from, where models of several names have one.
+    pub checkpoint: Option<Spanned<String>>,
     pub precision: Option<Spanned<String>>,
     pub flavour: Option<Spanned<String>>,
 }

@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use super::axes::Point;
+use super::check::Model;
 use crate::yaml::suggest;
 
 /// What is filled in.
-const PLACEHOLDERS: [&str; 3] = ["model", "precision", "flavour"];
+const PLACEHOLDERS: [&str; 4] = ["model", "checkpoint", "precision", "flavour"];
 
 /// The path of one cell, with what stands in braces filled in.
-pub fn fill(written: &str, model: &str, point: &Point) -> String {
+pub fn fill(written: &str, model: &Model, point: &Point) -> String {
     written
-        .replace("{model}", model)
+        .replace("{model}", &model.name)
+        .replace("{checkpoint}", &model.checkpoint)
         .replace("{precision}", point.precision().name())
         .replace("{flavour}", point.flavour().name())
 }

@@ -13,6 +13,7 @@ use super::expand::id;
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, TaskRef, TaskSource};
+use crate::tasks::Description;
 
 /// Axes on which answers do not depend: a reference serves all their values.
 const FREE: [Axis; 4] = [Axis::Batch, Axis::Image, Axis::PromptTokens, Axis::GenerateTokens];
@@ -146,7 +147,7 @@ impl Planner<'_> {
     }
 
     fn fill(&self, written: &Written, point: &Point) -> String {
-        paths::fill(&written.text, &self.file.models[point.model()].name, point)
+        paths::fill(&written.text, &self.file.models[point.model()], point)
     }
 
     /// A rule of `overrides` that asks for the accuracy of a cell by name means it.
@@ -217,16 +218,16 @@ impl Planner<'_> {
 /// What is wrong with a task that can be seen before anything runs; `true` where the data are at fault. The one place
 /// where the matrix looks into tasks.
 fn mistakes(task: &TaskRef) -> Vec<(bool, String)> {
-    let mut mistakes = Vec::new();
-    if let TaskSource::File(path) = &task.description
-        && !path.is_file()
-    {
-        mistakes.push((false, format!("the task's description `{}` does not exist", path.display())));
+    match Description::open(&task.description).and_then(|description| description.settings(task)) {
+        Err(error) => {
+            let hint = error.find_hint().map_or(String::new(), |hint| format!(" ({hint})"));
+            vec![(false, format!("{}{hint}", error.chain()))]
+        }
+        Ok(settings) if !settings.data.is_file() => {
+            vec![(task.data.is_some(), format!("the task's data `{}` do not exist", settings.data.display()))]
+        }
+        Ok(_) => Vec::new(),
     }
-    if let Some(path) = task.data.as_ref().filter(|path| !path.is_file()) {
-        mistakes.push((true, format!("the task's data `{}` do not exist", path.display())));
-    }
-    mistakes
 }
 
 /// As `name` of a task may be written.

@@ -118,7 +118,8 @@ pub fn schema() -> Value {
             "description": {"type": "string", "description": "For the file's readers."},
             "models": {"type": "array", "minItems": 1, "description": "Packages to run.", "items": object("A model.", &["name", "package"], json!({
                 "name": {"type": "string", "description": "The name used on the axis `model` and in results."},
-                "package": {"type": "string", "description": "The package's folder, relative to this file; `{model}`, `{precision}` and `{flavour}` are filled in for each cell."},
+                "package": {"type": "string", "description": "The package's folder, relative to this file; `{model}`, `{checkpoint}`, `{precision}` and `{flavour}` are filled in for each cell."},
+                "checkpoint": {"type": "string", "description": "What `{checkpoint}` becomes in paths, where models of several names come from one checkpoint. Default: the name."},
                 "precision": precision,
                 "flavour": flavour,
             }))},
