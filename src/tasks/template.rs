@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(
             eval("choices.label.index(answerKey)", record.clone()).unwrap_err(),
             "the expression `answer` names `answerKey` and `choices.label`, which the record lacks; \
-             the record has `choices`, `question`"
+             the record has `question`, `choices`"
         );
         assert_eq!(
             render("{{ question.strip() }} {{ ctx }}", record),
