@@ -77,6 +77,8 @@ pub(super) struct Fewshot {
     pub separator: String,
     /// Drawn by the seed; else the first ones.
     pub random: bool,
+    /// In a chat, whether each example is two turns of its own; else they stand in the item's turn.
+    pub turns: bool,
 }
 
 /// How a program is run.

@@ -26,6 +26,13 @@ pub struct Renderer<'e> {
     chat: Option<&'e ChatTemplate>,
 }
 
+/// A record before an item: what is asked, and its answer.
+#[derive(Debug)]
+pub struct Example {
+    question: String,
+    answer: String,
+}
+
 impl<'e> Renderer<'e> {
     /// Compiles them. Images' paths start at `folder`; prompts become chats where there is a template for one.
     ///
@@ -93,7 +100,7 @@ impl<'e> Renderer<'e> {
     ///
     /// # Errors
     /// A record that does not fit the description.
-    pub fn example(&self, record: &Record) -> Result<String> {
+    pub fn example(&self, record: &Record) -> Result<Example> {
         let value = Value::from_serialize(&record.fields);
         let (question, answer) = match &self.description.form {
             Form::Choice { inputs: Inputs::Continuations { .. }, .. } => {
@@ -113,15 +120,14 @@ impl<'e> Renderer<'e> {
             Form::Code { .. } => (self.text("context", &value)?, self.text("answer", &value)?),
             Form::Perplexity { .. } => return Err(Error::new("texts of the kind `perplexity` have no examples")),
         };
-        let description = self.description;
-        Ok(format!("{question}{}{answer}{}", description.delimiter, description.fewshot.separator))
+        Ok(Example { question, answer })
     }
 
     /// What is asked of a record, behind its examples.
     ///
     /// # Errors
     /// A record that does not fit the description.
-    pub fn item(&self, record: &Record, examples: &str) -> Result<Item> {
+    pub fn item(&self, record: &Record, examples: &[Example]) -> Result<Item> {
         let value = Value::from_serialize(&record.fields);
         let images = self.images(&value)?;
         let prompt = |context: &str| self.prompt(context, &value, examples, images.len());
@@ -173,13 +179,31 @@ impl<'e> Renderer<'e> {
         }
     }
 
-    fn prompt(&self, context: &str, record: &Value, examples: &str, images: usize) -> Result<String> {
+    fn prompt(&self, context: &str, record: &Value, examples: &[Example], images: usize) -> Result<String> {
         let preamble = self.text("preamble", record)?;
-        let Some(chat) = self.chat else { return Ok(format!("{preamble}{examples}{context}")) };
-        let system = join(&self.text("system", record)?, &preamble, &self.description.fewshot.separator);
-        let system = (!system.is_empty()).then(|| ChatMessage::new("system", &system, 0));
-        let user = ChatMessage::new("user", &format!("{examples}{context}"), images);
-        let messages: Vec<_> = system.into_iter().chain([user]).collect();
+        let fewshot = &self.description.fewshot;
+        let in_one_text = || {
+            let mut text = String::new();
+            for Example { question, answer } in examples {
+                text.extend([question, &self.description.delimiter, answer, &fewshot.separator].map(String::as_str));
+            }
+            text + context
+        };
+        let Some(chat) = self.chat else { return Ok(preamble + &in_one_text()) };
+        let system = join(&self.text("system", record)?, &preamble, &fewshot.separator);
+        let mut messages = Vec::new();
+        if !system.is_empty() {
+            messages.push(ChatMessage::new("system", &system, 0));
+        }
+        if fewshot.turns {
+            for Example { question, answer } in examples {
+                messages.push(ChatMessage::new("user", question, 0));
+                messages.push(ChatMessage::new("assistant", answer, 0));
+            }
+            messages.push(ChatMessage::new("user", context, images));
+        } else {
+            messages.push(ChatMessage::new("user", &in_one_text(), images));
+        }
         chat.render(&messages)
     }
 

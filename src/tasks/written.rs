@@ -69,6 +69,7 @@ pub struct FewshotEntry {
     pub data: Option<Spanned<String>>,
     pub separator: Option<Spanned<String>>,
     pub sampler: Option<Spanned<String>>,
+    pub turns: Option<bool>,
 }
 
 const CHOICE: &[Kind] = &[Kind::Choice];
