@@ -54,6 +54,7 @@ pub struct Description {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Form {
     Choice { inputs: Inputs, answer: String },
+    Continuation { context: String, continuation: String },
     Perplexity { text: String, original: Option<String> },
     Generation { context: String, answer: String },
     Code { context: String, program: String, answer: Option<String> },

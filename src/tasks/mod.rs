@@ -31,7 +31,9 @@ use crate::cell::named_enum;
 
 named_enum! {
     /// What the items of a task set ask.
-    Kind { Choice => "choice", Perplexity => "perplexity", Generation => "generation", Code => "code" }
+    Kind {
+        Choice => "choice", Continuation => "continuation", Perplexity => "perplexity", Generation => "generation", Code => "code",
+    }
 }
 
 /// One item of a task set, as texts.
@@ -56,6 +58,13 @@ pub enum Ask {
         choices: Vec<String>,
         /// The right one.
         answer: usize,
+    },
+    /// How likely one given continuation is, and whether greedy decoding would give it.
+    Continuation {
+        /// The prompt.
+        context: String,
+        /// What is scored behind it.
+        continuation: String,
     },
     /// How likely a whole text is.
     Perplexity {

@@ -60,6 +60,10 @@ impl<'e> Renderer<'e> {
                     }
                 }
             }
+            Form::Continuation { context, continuation } => {
+                templates.push(("context", context));
+                templates.push(("continuation", continuation));
+            }
             Form::Perplexity { text, original } => {
                 templates.push(("text", text));
                 templates.extend(original.iter().map(|text| ("original", text)));
@@ -113,6 +117,7 @@ impl<'e> Renderer<'e> {
                 let answer = answer_index(&self.value("answer", &value)?, &contexts)?;
                 (contexts[answer].clone(), self.text("continuation", &value)?)
             }
+            Form::Continuation { .. } => (self.text("context", &value)?, self.continuation(&value)?),
             Form::Generation { .. } => {
                 let answers = answers(&self.value("answer", &value)?)?;
                 (self.text("context", &value)?, answers[0].clone())
@@ -149,6 +154,10 @@ impl<'e> Renderer<'e> {
                     contexts.iter().map(|context| Ok((prompt(context)?, continuation.clone()))).collect();
                 Ask::Choice { pairs: pairs?, choices: contexts, answer }
             }
+            Form::Continuation { .. } => Ask::Continuation {
+                context: prompt(&self.text("context", &value)?)?,
+                continuation: format!("{delimiter}{}", self.continuation(&value)?),
+            },
             Form::Perplexity { original, .. } => {
                 let text = self.text("text", &value)?;
                 let counted = if original.is_some() { &self.text("original", &value)? } else { &text };
@@ -177,6 +186,12 @@ impl<'e> Renderer<'e> {
             Some(id) => Ok(id),
             None => Err(Error::new(format!("the id is {}, neither text nor number", show(&id)))),
         }
+    }
+
+    /// The continuation of its own kind, which has something to score.
+    fn continuation(&self, record: &Value) -> Result<String> {
+        let text = self.text("continuation", record)?;
+        if text.is_empty() { Err(Error::new("`continuation` is empty")) } else { Ok(text) }
     }
 
     fn prompt(&self, context: &str, record: &Value, examples: &[Example], images: usize) -> Result<String> {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::cell::Scoring;
 use crate::engine::sampling::Sampling;
-use crate::engine::scoring::{Budget, Group, Scorer, Size, batches};
+use crate::engine::scoring::{Budget, Group, Likelihood, Scorer, Size, batches};
 use crate::engine::{Model, Prompt, generate};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
@@ -51,7 +51,7 @@ impl Asker<'_> {
             let end = set.items.len().min(start.saturating_add(slice));
             let items = start..end;
             truncated += match set.kind {
-                Kind::Choice => self.choose(set, &encoder, items, &mut scores)?,
+                Kind::Choice | Kind::Continuation => self.choose(set, &encoder, items, &mut scores)?,
                 Kind::Perplexity => self.read(set, &encoder, items, &mut scores)?,
                 Kind::Generation | Kind::Code => self.write(set, &encoder, items, &mut scores)?,
             };
@@ -60,7 +60,7 @@ impl Asker<'_> {
         Ok(Asked { scored: scores.finish()?, truncated })
     }
 
-    /// Scores the choices; pairs of one item with the same context form a group.
+    /// Scores given continuations; pairs of one item with the same context form a group.
     fn choose(
         &mut self,
         set: &TaskSet,
@@ -73,7 +73,11 @@ impl Asker<'_> {
         let mut places: Vec<Vec<(usize, usize)>> = Vec::with_capacity(items.len());
         let mut truncated = 0;
         for item in &set.items[items.clone()] {
-            let Ask::Choice { pairs, .. } = &item.ask else { return Err(other_kind(item)) };
+            let pairs: Vec<(&String, &String)> = match &item.ask {
+                Ask::Choice { pairs, .. } => pairs.iter().map(|(context, choice)| (context, choice)).collect(),
+                Ask::Continuation { context, continuation } => vec![(context, continuation)],
+                _ => return Err(other_kind(item)),
+            };
             let images = self.images(item)?;
             let first = groups.len();
             let mut contexts: Vec<Vec<u32>> = Vec::new();
@@ -98,9 +102,16 @@ impl Asker<'_> {
         }
         let likelihoods = self.score(set, &groups, items.start)?;
         for (index, places) in items.zip(places) {
-            let values: Vec<f64> =
-                places.iter().map(|&(group, place)| likelihoods[group][place].log_likelihood).collect();
-            scores.choice(index, &values)?;
+            let found: Vec<Likelihood> = places.iter().map(|&(group, place)| likelihoods[group][place]).collect();
+            match (set.kind, &found[..]) {
+                (Kind::Continuation, &[Likelihood { log_likelihood, greedy }]) => {
+                    scores.continuation(index, log_likelihood, greedy)?
+                }
+                _ => {
+                    let values: Vec<f64> = found.iter().map(|likelihood| likelihood.log_likelihood).collect();
+                    scores.choice(index, &values)?
+                }
+            };
         }
         Ok(truncated)
     }
@@ -132,12 +143,7 @@ impl Asker<'_> {
         Ok(0)
     }
 
-    fn score(
-        &mut self,
-        set: &TaskSet,
-        groups: &[Group],
-        before: usize,
-    ) -> Result<Vec<Vec<crate::engine::scoring::Likelihood>>> {
+    fn score(&mut self, set: &TaskSet, groups: &[Group], before: usize) -> Result<Vec<Vec<Likelihood>>> {
         let (report, phase) = (self.report, format!("task {}", set.name));
         let all = groups.iter().map(|group| group.continuations.len()).sum::<usize>().max(1);
         let (items, of) = (set.items.len() - before, set.items.len() as u64);

@@ -129,6 +129,13 @@ fn truthfulqa_mc1() {
 }
 
 #[test]
+fn lambada_openai() {
+    let set = render("lambada_openai", &[json!({"text": "She said  that it was a \"yes\""})]);
+    let ask = Ask::Continuation { context: "She said  that it was a".to_owned(), continuation: " \"yes\"".to_owned() };
+    assert_eq!(set.items[0].ask, ask);
+}
+
+#[test]
 fn wikitext() {
     let page = " \n = Robert <unk> = \n \n Robert 's brothers ' plays ( 2 @.@ 5 hours , N in all ) cost 1 @,@ 000 @-@ \
                 1 @,@ 200 ; \" no \" : [ one ] { two } 20 ° C . Why ? Yes ! \n = = Life = = \n ' quoted ' = = = Deep \

@@ -77,7 +77,7 @@ fn pairs(item: &Item) -> (&[(String, String)], &[String], usize) {
 fn context(item: &Item) -> &str {
     match &item.ask {
         Ask::Choice { pairs, .. } => &pairs[0].0,
-        Ask::Generation { context, .. } | Ask::Code { context, .. } => context,
+        Ask::Continuation { context, .. } | Ask::Generation { context, .. } | Ask::Code { context, .. } => context,
         Ask::Perplexity { text, .. } => text,
     }
 }
@@ -187,6 +187,28 @@ fn chats_with_examples_are_those_of_the_harness() {
         let set = TaskSet::of(description, &task, 0, || ChatTemplate::parse(template.to_owned())).unwrap();
         assert_eq!(pairs(&set.items[0]).0, expected, "{name}");
     }
+}
+
+pub const CONTINUATION: &str = "\
+version: 1
+name: last
+kind: continuation
+data: items.jsonl
+context: \"{{ start }}\"
+continuation: \"{{ last }}\"
+";
+
+#[test]
+fn a_continuation_stands_behind_its_context_and_in_examples() {
+    let items = "{\"start\": \"one two\", \"last\": \"three\"}\n{\"start\": \"a b\", \"last\": \"c\"}\n";
+    let set = load_with(CONTINUATION, items, |task| task.fewshot = Some(1)).unwrap();
+    let ask = |context: &str, continuation: &str| Ask::Continuation {
+        context: context.to_owned(),
+        continuation: continuation.to_owned(),
+    };
+    assert_eq!((&set.items[1].ask, set.metric), (&ask("one two three\n\na b", " c"), "acc"));
+    let chat = load_with(CONTINUATION, items, |task| task.chat = Some(true)).unwrap();
+    assert_eq!(chat.items[0].ask, ask("<user>one two</><assistant>", "three"));
 }
 
 #[test]
