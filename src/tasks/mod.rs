@@ -26,6 +26,7 @@ pub use score::{Flips, Outcome, Scored, Scores, compare};
 pub use set::TaskSet;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::cell::named_enum;
 
@@ -52,8 +53,9 @@ pub struct Item {
 pub enum Ask {
     /// Which continuation is the likeliest.
     Choice {
-        /// Context and continuation of each choice, as texts; where the context is the same, so is the string.
-        pairs: Vec<(String, String)>,
+        /// Context and continuation of each choice, as texts. Choices behind one context share it: with examples it is
+        /// far longer than what differs.
+        pairs: Vec<(Arc<str>, String)>,
         /// The choices alone, by whose lengths log-likelihoods are normalised.
         choices: Vec<String>,
         /// The right one.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::Environment;
 use minijinja::value::{Value, ValueKind};
@@ -142,8 +143,9 @@ impl<'e> Renderer<'e> {
             Form::Choice { inputs: Inputs::Continuations { .. }, .. } => {
                 let choices = choices("choices", &self.value("choices", &value)?)?;
                 let answer = answer_index(&self.value("answer", &value)?, &choices)?;
-                let context = prompt(&self.text("context", &value)?)?;
-                let pairs = choices.iter().map(|choice| (context.clone(), format!("{delimiter}{choice}"))).collect();
+                let context = Arc::<str>::from(prompt(&self.text("context", &value)?)?);
+                let pairs =
+                    choices.iter().map(|choice| (Arc::clone(&context), format!("{delimiter}{choice}"))).collect();
                 Ask::Choice { pairs, choices, answer }
             }
             Form::Choice { inputs: Inputs::Contexts { .. }, .. } => {
@@ -151,7 +153,7 @@ impl<'e> Renderer<'e> {
                 let answer = answer_index(&self.value("answer", &value)?, &contexts)?;
                 let continuation = format!("{delimiter}{}", self.text("continuation", &value)?);
                 let pairs: Result<_> =
-                    contexts.iter().map(|context| Ok((prompt(context)?, continuation.clone()))).collect();
+                    contexts.iter().map(|context| Ok((prompt(context)?.into(), continuation.clone()))).collect();
                 Ask::Choice { pairs: pairs?, choices: contexts, answer }
             }
             Form::Continuation { .. } => Ask::Continuation {

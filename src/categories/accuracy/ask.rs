@@ -73,8 +73,10 @@ impl Asker<'_> {
         let mut places: Vec<Vec<(usize, usize)>> = Vec::with_capacity(items.len());
         let mut truncated = 0;
         for item in &set.items[items.clone()] {
-            let pairs: Vec<(&String, &String)> = match &item.ask {
-                Ask::Choice { pairs, .. } => pairs.iter().map(|(context, choice)| (context, choice)).collect(),
+            let pairs: Vec<(&str, &str)> = match &item.ask {
+                Ask::Choice { pairs, .. } => {
+                    pairs.iter().map(|(context, choice)| (&**context, choice.as_str())).collect()
+                }
                 Ask::Continuation { context, continuation } => vec![(context, continuation)],
                 _ => return Err(other_kind(item)),
             };

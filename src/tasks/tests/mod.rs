@@ -66,9 +66,12 @@ pub const ITEMS: &str = "\
 {\"q\": \"Spain?\", \"options\": [\"Lima\", \"Madrid\", \"Oslo\"], \"label\": 1, \"id\": \"es\"}
 ";
 
-fn pairs(item: &Item) -> (&[(String, String)], &[String], usize) {
+fn pairs(item: &Item) -> (Vec<(String, String)>, &[String], usize) {
     match &item.ask {
-        Ask::Choice { pairs, choices, answer } => (pairs, choices, *answer),
+        Ask::Choice { pairs, choices, answer } => {
+            let pairs = pairs.iter().map(|(context, continuation)| (context.to_string(), continuation.clone()));
+            (pairs.collect(), choices, *answer)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -92,6 +95,8 @@ fn choices_with_index_and_text_as_answers() {
     assert_eq!((choices[0].as_str(), answer), ("Paris", 0));
     assert_eq!((pairs(&set.items[1]).2, pairs(&set.items[2]).0.len()), (1, 3));
     assert_eq!((set.metric, set.fewshot, set.chat), ("acc", 0, false));
+    let Ask::Choice { pairs, .. } = &set.items[2].ask else { panic!("no choice") };
+    assert!(Arc::ptr_eq(&pairs[0].0, &pairs[2].0), "the context is held once");
 }
 
 #[test]
