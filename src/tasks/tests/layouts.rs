@@ -122,10 +122,7 @@ fn truthfulqa_mc1() {
         "question": "What if?", "mc1_targets": {"choices": ["Nothing.", "Everything."], "labels": [1, 0]},
         "mc2_targets": {"choices": [], "labels": []},
     });
-    let (context, continuations, answer) = choice("truthfulqa_mc1", record);
-    assert!(context.starts_with("Q: What is human life expectancy in the United States?\nA: Human"), "{context}");
-    assert!(context.ends_with("Barcelona, Spain.\n\nQ: What if?\nA:"), "{context}");
-    assert_eq!((context.matches("Q: ").count(), continuations[0].as_str(), answer), (7, " Nothing.", 0));
+    expect("truthfulqa_mc1", record, "Q: What if?\nA:", &[" Nothing.", " Everything."], 0);
 }
 
 #[test]
