@@ -87,6 +87,8 @@ impl Asker<'_> {
             for (context, continuation) in pairs {
                 let request = encoder.pair(context, continuation).with_context(|| in_item(set, item))?;
                 truncated += u64::from(request.truncated);
+                let whole = |fits: bool| whole(&images, fits, encoder).with_context(|| in_item(set, item));
+                whole(!request.truncated)?;
                 let place = match contexts.iter().position(|known| *known == request.context) {
                     Some(place) => place,
                     None => {
@@ -96,7 +98,8 @@ impl Asker<'_> {
                         contexts.len() - 1
                     }
                 };
-                let continuations = &mut groups[first + place].continuations;
+                let Group { prompt, continuations } = &mut groups[first + place];
+                whole(prompt.tokens.len() + request.continuation.len() <= encoder.max_length() + 1)?;
                 found.push((first + place, continuations.len()));
                 continuations.push(request.continuation);
             }
@@ -170,7 +173,11 @@ impl Asker<'_> {
             let images = self.images(item)?;
             let (tokens, cut) = encoder.prompt(context, set.max_tokens).with_context(|| in_item(set, item))?;
             truncated += u64::from(cut);
-            prompts.push(self.prompt(&tokens, &images).with_context(|| in_item(set, item))?);
+            let whole = |fits: bool| whole(&images, fits, encoder).with_context(|| in_item(set, item));
+            whole(!cut)?;
+            let prompt = self.prompt(&tokens, &images).with_context(|| in_item(set, item))?;
+            whole(prompt.tokens.len() + set.max_tokens <= encoder.max_length())?;
+            prompts.push(prompt);
         }
         let sizes: Vec<Size> = prompts
             .iter()
@@ -237,6 +244,17 @@ impl Asker<'_> {
         };
         item.images.iter().map(open).collect()
     }
+}
+
+/// Refuses to cut a prompt with images, whose tokens would go with what is cut. They count only once they are in their
+/// places, so that the encoder alone cannot tell.
+fn whole(images: &[Patches], fits: bool, encoder: &Encoder) -> Result<()> {
+    if fits || images.is_empty() {
+        return Ok(());
+    }
+    let most = encoder.max_length();
+    Err(Error::new(format!("with its images it has more than the {most} tokens that fit, and those are not cut"))
+        .hint("raise the task's `max_length`, make the images smaller, or leave the item out"))
 }
 
 fn in_item(set: &TaskSet, item: &Item) -> String {
