@@ -121,6 +121,10 @@ fn write_item(text: &mut String, set: &TaskSet, item: &Item) -> std::fmt::Result
                 writeln!(text, "  {mark} {continuation:?}")?;
             }
         }
+        Ask::Continuation { context, continuation } => {
+            write_text(text, context)?;
+            writeln!(text, "  * {continuation:?}")?;
+        }
         Ask::Perplexity { text: scored, words, bytes } => {
             write_text(text, scored)?;
             writeln!(text, "  {words} words, {bytes} bytes")?;

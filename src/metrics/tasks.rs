@@ -17,7 +17,12 @@ pub struct TaskFigure {
 
 /// Every figure of a task set, in the order of their columns.
 pub const TASK_FIGURES: &[TaskFigure] = &[
-    figure("acc", Higher, "Share of items whose right choice has the largest log-likelihood."),
+    figure(
+        "acc",
+        Higher,
+        "Share of items whose right choice has the largest log-likelihood; of given continuations, share of those whose \
+         every token is the most likely one.",
+    ),
     figure("acc_stderr", Neither, "Standard error of `acc`: √(p(1−p)/(n−1))."),
     figure(
         "acc_norm",
@@ -35,6 +40,8 @@ pub const TASK_FIGURES: &[TaskFigure] = &[
     figure("exact_match_stderr", Neither, "Standard error of `exact_match`."),
     figure("pass_at_1", Higher, "Share of items whose program ends with success within its limits."),
     figure("pass_at_1_stderr", Neither, "Standard error of `pass_at_1`."),
+    figure("perplexity", Lower, "exp(−mean log-likelihood of the items' continuations)."),
+    figure("perplexity_stderr", Neither, "Standard error by a bootstrap over items."),
     figure(
         "word_perplexity",
         Lower,
@@ -58,9 +65,17 @@ pub const TASK_FIGURES: &[TaskFigure] = &[
 
 /// A figure of one item, a row of `samples.csv`.
 pub const ITEM_FIGURES: &[TaskFigure] = &[
-    figure("item_acc", Higher, "1 where the right choice has the largest log-likelihood, else 0."),
+    figure(
+        "item_acc",
+        Higher,
+        "1 where the right choice has the largest log-likelihood, or greedy decoding gives the continuation, else 0.",
+    ),
     figure("item_choice", Neither, "Index of the choice with the largest log-likelihood, from 0."),
-    figure("item_log_likelihood", Higher, "Log-likelihood of the right choice, or of the document, in nats."),
+    figure(
+        "item_log_likelihood",
+        Higher,
+        "Log-likelihood of the right choice, the continuation or the document, in nats.",
+    ),
     figure("item_exact_match", Higher, "1 where the extracted answer is right, else 0."),
     figure("item_pass", Higher, "1 where the program ended with success, else 0."),
 ];

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct TaskResult {
     /// The task's name in the matrix.
     pub task: String,
-    /// `choice`, `perplexity`, `generation` or `code`.
+    /// `choice`, `continuation`, `perplexity`, `generation` or `code`.
     pub kind: String,
     /// Items that were scored.
     pub items: u64,

@@ -102,7 +102,7 @@ fn identity() -> Vec<TaskColumn> {
 fn result() -> Vec<TaskColumn> {
     vec![
         column("task", Kind::Text, "The task's name in the matrix.", |row| Some(row.result.task.as_str().into())),
-        column("kind", Kind::Text, "`choice`, `perplexity`, `generation` or `code`.", |row| {
+        column("kind", Kind::Text, "`choice`, `continuation`, `perplexity`, `generation` or `code`.", |row| {
             Some(row.result.kind.as_str().into())
         }),
         column("metric", Kind::Text, "The figure that stands for the task.", |row| {

@@ -17,6 +17,7 @@ const VERSION: u32 = 1;
 
 /// Figures that may stand for a task, the default first.
 const CHOICE_METRICS: &[&str] = &["acc", "acc_norm", "acc_bytes"];
+const CONTINUATION_METRICS: &[&str] = &["acc", "perplexity"];
 const PERPLEXITY_METRICS: &[&str] = &["word_perplexity", "byte_perplexity", "bits_per_byte"];
 
 /// Checks a description's text.
@@ -136,6 +137,13 @@ impl Checker<'_> {
                 let answer = self.needed("answer", "the kind `choice`", &file.answer, answer);
                 Some(Form::Choice { inputs: inputs?, answer: answer? })
             }
+            Kind::Continuation => {
+                let continuation = self.template(&file.continuation);
+                let by = "the kind `continuation`";
+                let context = self.needed("context", by, &file.context, context);
+                let continuation = self.needed("continuation", by, &file.continuation, continuation);
+                Some(Form::Continuation { context: context?, continuation: continuation? })
+            }
             Kind::Perplexity => {
                 let text = self.template(&file.text);
                 let original = self.template(&file.original);
@@ -177,6 +185,7 @@ impl Checker<'_> {
             // Log-likelihoods of one continuation after several contexts have nothing to be divided by.
             Kind::Choice if file.contexts.is_some() => &CHOICE_METRICS[..1],
             Kind::Choice => CHOICE_METRICS,
+            Kind::Continuation => CONTINUATION_METRICS,
             Kind::Perplexity => PERPLEXITY_METRICS,
             // A key of other kinds, which is said already.
             Kind::Generation => return "exact_match",
@@ -206,6 +215,7 @@ impl Checker<'_> {
             data: entry.data.as_ref().map(|data| self.path(&data.value)),
             separator: entry.separator.as_ref().map_or_else(|| "\n\n".to_owned(), |text| text.value.clone()),
             random: entry.sampler.as_ref().is_some_and(|sampler| sampler.value == "random"),
+            turns: entry.turns.unwrap_or(true),
         }
     }
 

@@ -54,6 +54,7 @@ pub struct Description {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Form {
     Choice { inputs: Inputs, answer: String },
+    Continuation { context: String, continuation: String },
     Perplexity { text: String, original: Option<String> },
     Generation { context: String, answer: String },
     Code { context: String, program: String, answer: Option<String> },
@@ -77,6 +78,8 @@ pub(super) struct Fewshot {
     pub separator: String,
     /// Drawn by the seed; else the first ones.
     pub random: bool,
+    /// In a chat, whether each example is two turns of its own; else they stand in the item's turn.
+    pub turns: bool,
 }
 
 /// How a program is run.

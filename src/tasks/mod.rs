@@ -26,12 +26,15 @@ pub use score::{Flips, Outcome, Scored, Scores, compare};
 pub use set::TaskSet;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::cell::named_enum;
 
 named_enum! {
     /// What the items of a task set ask.
-    Kind { Choice => "choice", Perplexity => "perplexity", Generation => "generation", Code => "code" }
+    Kind {
+        Choice => "choice", Continuation => "continuation", Perplexity => "perplexity", Generation => "generation", Code => "code",
+    }
 }
 
 /// One item of a task set, as texts.
@@ -50,12 +53,20 @@ pub struct Item {
 pub enum Ask {
     /// Which continuation is the likeliest.
     Choice {
-        /// Context and continuation of each choice, as texts; where the context is the same, so is the string.
-        pairs: Vec<(String, String)>,
+        /// Context and continuation of each choice, as texts. Choices behind one context share it: with examples it is
+        /// far longer than what differs.
+        pairs: Vec<(Arc<str>, String)>,
         /// The choices alone, by whose lengths log-likelihoods are normalised.
         choices: Vec<String>,
         /// The right one.
         answer: usize,
+    },
+    /// How likely one given continuation is, and whether greedy decoding would give it.
+    Continuation {
+        /// The prompt.
+        context: String,
+        /// What is scored behind it.
+        continuation: String,
     },
     /// How likely a whole text is.
     Perplexity {

@@ -16,6 +16,7 @@ pub const READY: &[(&str, &str)] = ready![
     "hellaswag",
     "humaneval",
     "image_choice",
+    "lambada_openai",
     "mbpp",
     "mmlu",
     "mmmu",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::Environment;
 use minijinja::value::{Value, ValueKind};
@@ -24,6 +25,13 @@ pub struct Renderer<'e> {
     /// Where images' paths start.
     folder: &'e Path,
     chat: Option<&'e ChatTemplate>,
+}
+
+/// A record before an item: what is asked, and its answer.
+#[derive(Debug)]
+pub struct Example {
+    question: String,
+    answer: String,
 }
 
 impl<'e> Renderer<'e> {
@@ -52,6 +60,10 @@ impl<'e> Renderer<'e> {
                         templates.push(("continuation", continuation));
                     }
                 }
+            }
+            Form::Continuation { context, continuation } => {
+                templates.push(("context", context));
+                templates.push(("continuation", continuation));
             }
             Form::Perplexity { text, original } => {
                 templates.push(("text", text));
@@ -93,7 +105,7 @@ impl<'e> Renderer<'e> {
     ///
     /// # Errors
     /// A record that does not fit the description.
-    pub fn example(&self, record: &Record) -> Result<String> {
+    pub fn example(&self, record: &Record) -> Result<Example> {
         let value = Value::from_serialize(&record.fields);
         let (question, answer) = match &self.description.form {
             Form::Choice { inputs: Inputs::Continuations { .. }, .. } => {
@@ -106,6 +118,7 @@ impl<'e> Renderer<'e> {
                 let answer = answer_index(&self.value("answer", &value)?, &contexts)?;
                 (contexts[answer].clone(), self.text("continuation", &value)?)
             }
+            Form::Continuation { .. } => (self.text("context", &value)?, self.continuation(&value)?),
             Form::Generation { .. } => {
                 let answers = answers(&self.value("answer", &value)?)?;
                 (self.text("context", &value)?, answers[0].clone())
@@ -113,15 +126,14 @@ impl<'e> Renderer<'e> {
             Form::Code { .. } => (self.text("context", &value)?, self.text("answer", &value)?),
             Form::Perplexity { .. } => return Err(Error::new("texts of the kind `perplexity` have no examples")),
         };
-        let description = self.description;
-        Ok(format!("{question}{}{answer}{}", description.delimiter, description.fewshot.separator))
+        Ok(Example { question, answer })
     }
 
     /// What is asked of a record, behind its examples.
     ///
     /// # Errors
     /// A record that does not fit the description.
-    pub fn item(&self, record: &Record, examples: &str) -> Result<Item> {
+    pub fn item(&self, record: &Record, examples: &[Example]) -> Result<Item> {
         let value = Value::from_serialize(&record.fields);
         let images = self.images(&value)?;
         let prompt = |context: &str| self.prompt(context, &value, examples, images.len());
@@ -131,8 +143,9 @@ impl<'e> Renderer<'e> {
             Form::Choice { inputs: Inputs::Continuations { .. }, .. } => {
                 let choices = choices("choices", &self.value("choices", &value)?)?;
                 let answer = answer_index(&self.value("answer", &value)?, &choices)?;
-                let context = prompt(&self.text("context", &value)?)?;
-                let pairs = choices.iter().map(|choice| (context.clone(), format!("{delimiter}{choice}"))).collect();
+                let context = Arc::<str>::from(prompt(&self.text("context", &value)?)?);
+                let pairs =
+                    choices.iter().map(|choice| (Arc::clone(&context), format!("{delimiter}{choice}"))).collect();
                 Ask::Choice { pairs, choices, answer }
             }
             Form::Choice { inputs: Inputs::Contexts { .. }, .. } => {
@@ -140,9 +153,13 @@ impl<'e> Renderer<'e> {
                 let answer = answer_index(&self.value("answer", &value)?, &contexts)?;
                 let continuation = format!("{delimiter}{}", self.text("continuation", &value)?);
                 let pairs: Result<_> =
-                    contexts.iter().map(|context| Ok((prompt(context)?, continuation.clone()))).collect();
+                    contexts.iter().map(|context| Ok((prompt(context)?.into(), continuation.clone()))).collect();
                 Ask::Choice { pairs: pairs?, choices: contexts, answer }
             }
+            Form::Continuation { .. } => Ask::Continuation {
+                context: prompt(&self.text("context", &value)?)?,
+                continuation: format!("{delimiter}{}", self.continuation(&value)?),
+            },
             Form::Perplexity { original, .. } => {
                 let text = self.text("text", &value)?;
                 let counted = if original.is_some() { &self.text("original", &value)? } else { &text };
@@ -173,13 +190,37 @@ impl<'e> Renderer<'e> {
         }
     }
 
-    fn prompt(&self, context: &str, record: &Value, examples: &str, images: usize) -> Result<String> {
+    /// The continuation of its own kind, which has something to score.
+    fn continuation(&self, record: &Value) -> Result<String> {
+        let text = self.text("continuation", record)?;
+        if text.is_empty() { Err(Error::new("`continuation` is empty")) } else { Ok(text) }
+    }
+
+    fn prompt(&self, context: &str, record: &Value, examples: &[Example], images: usize) -> Result<String> {
         let preamble = self.text("preamble", record)?;
-        let Some(chat) = self.chat else { return Ok(format!("{preamble}{examples}{context}")) };
-        let system = join(&self.text("system", record)?, &preamble, &self.description.fewshot.separator);
-        let system = (!system.is_empty()).then(|| ChatMessage::new("system", &system, 0));
-        let user = ChatMessage::new("user", &format!("{examples}{context}"), images);
-        let messages: Vec<_> = system.into_iter().chain([user]).collect();
+        let fewshot = &self.description.fewshot;
+        let in_one_text = || {
+            let mut text = String::new();
+            for Example { question, answer } in examples {
+                text.extend([question, &self.description.delimiter, answer, &fewshot.separator].map(String::as_str));
+            }
+            text + context
+        };
+        let Some(chat) = self.chat else { return Ok(preamble + &in_one_text()) };
+        let system = join(&self.text("system", record)?, &preamble, &fewshot.separator);
+        let mut messages = Vec::new();
+        if !system.is_empty() {
+            messages.push(ChatMessage::new("system", &system, 0));
+        }
+        if fewshot.turns {
+            for Example { question, answer } in examples {
+                messages.push(ChatMessage::new("user", question, 0));
+                messages.push(ChatMessage::new("assistant", answer, 0));
+            }
+            messages.push(ChatMessage::new("user", context, images));
+        } else {
+            messages.push(ChatMessage::new("user", &in_one_text(), images));
+        }
         chat.render(&messages)
     }
 

@@ -20,7 +20,7 @@ pub struct Outcome {
     pub right: Option<bool>,
     /// What was answered: the index of a choice, a text after extraction and normalisation.
     pub chosen: Option<String>,
-    /// Log-likelihood in nats of the right choice or of the document.
+    /// Log-likelihood in nats of the right choice, of the continuation or of the document.
     pub log_likelihood: Option<f64>,
 }
 
@@ -97,6 +97,19 @@ impl<'s> Scores<'s> {
         Ok(self.keep(index, outcome, [by(|choice| choice.chars().count()), by(str::len)]))
     }
 
+    /// A given continuation: its log-likelihood in nats, and whether each of its tokens is the most likely one.
+    ///
+    /// # Errors
+    /// A value that is no number, an item of another kind.
+    pub fn continuation(&mut self, index: usize, log_likelihood: f64, greedy: bool) -> Result<&Outcome> {
+        let item = self.item(index)?;
+        let Ask::Continuation { .. } = item.ask else { return Err(other_kind(item)) };
+        finite(log_likelihood, &format!("of the continuation of the item `{}`", item.id))?;
+        let log_likelihood = Some(log_likelihood);
+        let outcome = Outcome { id: item.id.clone(), right: Some(greedy), chosen: None, log_likelihood };
+        Ok(self.keep(index, outcome, [false; 2]))
+    }
+
     /// A document: its log-likelihood in nats, all windows together.
     ///
     /// # Errors
@@ -157,6 +170,10 @@ impl<'s> Scores<'s> {
                         add_share(&mut figures, name, &normed);
                     }
                 }
+            }
+            Form::Continuation { .. } => {
+                add_share(&mut figures, "acc", &right);
+                add_perplexity(&mut figures, &answers);
             }
             Form::Perplexity { .. } => add_perplexities(&mut figures, &set.items, &answers),
             Form::Generation { .. } => add_share(&mut figures, "exact_match", &right),
@@ -227,18 +244,43 @@ fn add_share(figures: &mut BTreeMap<String, f64>, name: &str, right: &[bool]) {
     }
 }
 
-/// Resamples of documents; fewer where there are very many documents, whose standard error is small anyway.
+/// Resamples; fewer where there are very many items, whose standard error is small anyway.
 const RESAMPLES: usize = 10_000;
 const MAX_DRAWS: usize = 10_000_000;
 const SEED: u64 = 0x7065_7270_6c65_7869;
 
-/// What a corpus of documents says: perplexity by word and by byte, bits a byte.
-fn perplexities(totals: [f64; 3]) -> [f64; 3] {
-    let [log_likelihood, words, bytes] = totals;
-    let per_byte = -log_likelihood / bytes;
-    [(-log_likelihood / words).exp(), per_byte.exp(), per_byte / std::f64::consts::LN_2]
+/// Figures of sums over items, and their standard errors by the bootstrap (Efron 1979): items are resampled, each with
+/// all that belongs to it, and the standard error is the sample's standard deviation of what the resamples give.
+fn add_bootstrapped<const SUMS: usize, const FIGURES: usize>(
+    figures: &mut BTreeMap<String, f64>,
+    names: [&str; FIGURES],
+    items: &[[f64; SUMS]],
+    of: impl Fn([f64; SUMS]) -> [f64; FIGURES],
+) {
+    let add = |mut sums: [f64; SUMS], item: &[f64; SUMS]| {
+        sums.iter_mut().zip(item).for_each(|(sum, value)| *sum += value);
+        sums
+    };
+    for (name, value) in names.iter().zip(of(items.iter().fold([0.0; SUMS], add))) {
+        figures.insert((*name).to_owned(), value);
+    }
+    let n = items.len();
+    if n < 2 {
+        return;
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let rounds = (MAX_DRAWS / n).clamp(200, RESAMPLES);
+    let drawn: Vec<[f64; FIGURES]> = (0..rounds)
+        .map(|_| of((0..n).fold([0.0; SUMS], |sums, _| add(sums, &items[random.random_range(0..n)]))))
+        .collect();
+    for (which, name) in names.iter().enumerate() {
+        let mean = drawn.iter().map(|values| values[which]).sum::<f64>() / rounds as f64;
+        let squares = drawn.iter().map(|values| (values[which] - mean).powi(2)).sum::<f64>();
+        figures.insert(format!("{name}_stderr"), (squares / (rounds as f64 - 1.0)).sqrt());
+    }
 }
 
+/// What a corpus of documents says: perplexity by word and by byte, bits a byte.
 fn add_perplexities(figures: &mut BTreeMap<String, f64>, items: &[Item], answers: &[Answer]) {
     let documents: Vec<[f64; 3]> = items
         .iter()
@@ -248,29 +290,18 @@ fn add_perplexities(figures: &mut BTreeMap<String, f64>, items: &[Item], answers
             _ => None,
         })
         .collect();
-    let add = |mut sums: [f64; 3], document: &[f64; 3]| {
-        sums.iter_mut().zip(document).for_each(|(sum, value)| *sum += value);
-        sums
-    };
     let names = ["word_perplexity", "byte_perplexity", "bits_per_byte"];
-    for (name, value) in names.iter().zip(perplexities(documents.iter().fold([0.0; 3], add))) {
-        figures.insert((*name).to_owned(), value);
-    }
-    let n = documents.len();
-    if n < 2 {
-        return;
-    }
-    // The bootstrap's standard error (Efron 1979): documents are resampled, each with all that belongs to it.
-    let mut random = ChaCha8Rng::seed_from_u64(SEED);
-    let rounds = (MAX_DRAWS / n).clamp(200, RESAMPLES);
-    let drawn: Vec<[f64; 3]> = (0..rounds)
-        .map(|_| perplexities((0..n).fold([0.0; 3], |sums, _| add(sums, &documents[random.random_range(0..n)]))))
-        .collect();
-    for (which, name) in names.iter().enumerate() {
-        let mean = drawn.iter().map(|values| values[which]).sum::<f64>() / rounds as f64;
-        let squares = drawn.iter().map(|values| (values[which] - mean).powi(2)).sum::<f64>();
-        figures.insert(format!("{name}_stderr"), (squares / (rounds as f64 - 1.0)).sqrt());
-    }
+    add_bootstrapped(figures, names, &documents, |[log_likelihood, words, bytes]| {
+        let per_byte = -log_likelihood / bytes;
+        [(-log_likelihood / words).exp(), per_byte.exp(), per_byte / std::f64::consts::LN_2]
+    });
+}
+
+/// The perplexity of given continuations: each counts once, however many tokens it has.
+fn add_perplexity(figures: &mut BTreeMap<String, f64>, answers: &[Answer]) {
+    let items: Vec<[f64; 2]> =
+        answers.iter().filter_map(|answer| answer.outcome.log_likelihood).map(|value| [value, 1.0]).collect();
+    add_bootstrapped(figures, ["perplexity"], &items, |[log_likelihood, n]| [(-log_likelihood / n).exp()]);
 }
 
 fn item_figures(set: &TaskSet, outcomes: &[Outcome]) -> Vec<ItemResults> {
@@ -290,6 +321,9 @@ fn item_figures(set: &TaskSet, outcomes: &[Outcome]) -> Vec<ItemResults> {
             results("item_choice", &choice),
             results("item_log_likelihood", &log_likelihood),
         ],
+        Form::Continuation { .. } => {
+            vec![results("item_acc", &right), results("item_log_likelihood", &log_likelihood)]
+        }
         Form::Perplexity { .. } => vec![results("item_log_likelihood", &log_likelihood)],
         Form::Generation { .. } => vec![results("item_exact_match", &right)],
         Form::Code { .. } => vec![results("item_pass", &right)],

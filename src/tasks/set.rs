@@ -99,10 +99,9 @@ impl TaskSet {
         let mut items = Vec::new();
         let mut seen: HashMap<String, u64> = HashMap::new();
         for record in records.iter().take(limit.unwrap_or(usize::MAX)) {
-            let mut before = String::new();
+            let mut before = Vec::with_capacity(settings.fewshot);
             for example in examples.of(record)? {
-                let text = renderer.example(example).with_context(|| at(examples.path, example))?;
-                before.push_str(&text);
+                before.push(renderer.example(example).with_context(|| at(examples.path, example))?);
             }
             let item = renderer.item(record, &before).with_context(|| at(path, record))?;
             if let Some(first) = seen.insert(item.id.clone(), record.number) {

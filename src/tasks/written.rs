@@ -69,14 +69,17 @@ pub struct FewshotEntry {
     pub data: Option<Spanned<String>>,
     pub separator: Option<Spanned<String>>,
     pub sampler: Option<Spanned<String>>,
+    pub turns: Option<bool>,
 }
 
 const CHOICE: &[Kind] = &[Kind::Choice];
+const GIVEN: &[Kind] = &[Kind::Choice, Kind::Continuation];
 const PERPLEXITY: &[Kind] = &[Kind::Perplexity];
 const GENERATION: &[Kind] = &[Kind::Generation];
 const CODE: &[Kind] = &[Kind::Code];
 const WRITING: &[Kind] = &[Kind::Generation, Kind::Code];
-const PROMPTED: &[Kind] = &[Kind::Choice, Kind::Generation, Kind::Code];
+const ANSWERED: &[Kind] = &[Kind::Choice, Kind::Generation, Kind::Code];
+const PROMPTED: &[Kind] = &[Kind::Choice, Kind::Continuation, Kind::Generation, Kind::Code];
 
 impl Written {
     /// The keys that stand in the file and belong to some kinds only: place, name, those kinds.
@@ -87,17 +90,17 @@ impl Written {
         [
             (at(&self.context), "context", PROMPTED),
             (at(&self.contexts), "contexts", CHOICE),
-            (at(&self.continuation), "continuation", CHOICE),
+            (at(&self.continuation), "continuation", GIVEN),
             (at(&self.choices), "choices", CHOICE),
             (at(&self.delimiter), "delimiter", PROMPTED),
-            (at(&self.answer), "answer", PROMPTED),
+            (at(&self.answer), "answer", ANSWERED),
             (at(&self.text), "text", PERPLEXITY),
             (at(&self.original), "original", PERPLEXITY),
             (at(&self.until), "until", WRITING),
             (at(&self.max_tokens), "max_tokens", WRITING),
             (at(&self.extract), "extract", GENERATION),
             (at(&self.normalize), "normalize", GENERATION),
-            (at(&self.metric), "metric", &[Kind::Choice, Kind::Perplexity]),
+            (at(&self.metric), "metric", &[Kind::Choice, Kind::Continuation, Kind::Perplexity]),
             (at(&self.program), "program", CODE),
             (at(&self.file), "file", CODE),
             (at(&self.command), "command", CODE),

@@ -15,5 +15,6 @@ mod measuring;
 mod sandbox;
 mod scoring;
 mod tables;
+mod tasks;
 mod templates;
 mod vision;

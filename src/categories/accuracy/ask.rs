@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::cell::Scoring;
 use crate::engine::sampling::Sampling;
-use crate::engine::scoring::{Budget, Group, Scorer, Size, batches};
+use crate::engine::scoring::{Budget, Group, Likelihood, Scorer, Size, batches};
 use crate::engine::{Model, Prompt, generate};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
@@ -51,7 +51,7 @@ impl Asker<'_> {
             let end = set.items.len().min(start.saturating_add(slice));
             let items = start..end;
             truncated += match set.kind {
-                Kind::Choice => self.choose(set, &encoder, items, &mut scores)?,
+                Kind::Choice | Kind::Continuation => self.choose(set, &encoder, items, &mut scores)?,
                 Kind::Perplexity => self.read(set, &encoder, items, &mut scores)?,
                 Kind::Generation | Kind::Code => self.write(set, &encoder, items, &mut scores)?,
             };
@@ -60,7 +60,7 @@ impl Asker<'_> {
         Ok(Asked { scored: scores.finish()?, truncated })
     }
 
-    /// Scores the choices; pairs of one item with the same context form a group.
+    /// Scores given continuations; pairs of one item with the same context form a group.
     fn choose(
         &mut self,
         set: &TaskSet,
@@ -73,7 +73,13 @@ impl Asker<'_> {
         let mut places: Vec<Vec<(usize, usize)>> = Vec::with_capacity(items.len());
         let mut truncated = 0;
         for item in &set.items[items.clone()] {
-            let Ask::Choice { pairs, .. } = &item.ask else { return Err(other_kind(item)) };
+            let pairs: Vec<(&str, &str)> = match &item.ask {
+                Ask::Choice { pairs, .. } => {
+                    pairs.iter().map(|(context, choice)| (&**context, choice.as_str())).collect()
+                }
+                Ask::Continuation { context, continuation } => vec![(context, continuation)],
+                _ => return Err(other_kind(item)),
+            };
             let images = self.images(item)?;
             let first = groups.len();
             let mut contexts: Vec<Vec<u32>> = Vec::new();
@@ -81,6 +87,8 @@ impl Asker<'_> {
             for (context, continuation) in pairs {
                 let request = encoder.pair(context, continuation).with_context(|| in_item(set, item))?;
                 truncated += u64::from(request.truncated);
+                let whole = |fits: bool| whole(&images, fits, encoder).with_context(|| in_item(set, item));
+                whole(!request.truncated)?;
                 let place = match contexts.iter().position(|known| *known == request.context) {
                     Some(place) => place,
                     None => {
@@ -90,7 +98,8 @@ impl Asker<'_> {
                         contexts.len() - 1
                     }
                 };
-                let continuations = &mut groups[first + place].continuations;
+                let Group { prompt, continuations } = &mut groups[first + place];
+                whole(prompt.tokens.len() + request.continuation.len() <= encoder.max_length() + 1)?;
                 found.push((first + place, continuations.len()));
                 continuations.push(request.continuation);
             }
@@ -98,9 +107,16 @@ impl Asker<'_> {
         }
         let likelihoods = self.score(set, &groups, items.start)?;
         for (index, places) in items.zip(places) {
-            let values: Vec<f64> =
-                places.iter().map(|&(group, place)| likelihoods[group][place].log_likelihood).collect();
-            scores.choice(index, &values)?;
+            let found: Vec<Likelihood> = places.iter().map(|&(group, place)| likelihoods[group][place]).collect();
+            match (set.kind, &found[..]) {
+                (Kind::Continuation, &[Likelihood { log_likelihood, greedy }]) => {
+                    scores.continuation(index, log_likelihood, greedy)?
+                }
+                _ => {
+                    let values: Vec<f64> = found.iter().map(|likelihood| likelihood.log_likelihood).collect();
+                    scores.choice(index, &values)?
+                }
+            };
         }
         Ok(truncated)
     }
@@ -132,12 +148,7 @@ impl Asker<'_> {
         Ok(0)
     }
 
-    fn score(
-        &mut self,
-        set: &TaskSet,
-        groups: &[Group],
-        before: usize,
-    ) -> Result<Vec<Vec<crate::engine::scoring::Likelihood>>> {
+    fn score(&mut self, set: &TaskSet, groups: &[Group], before: usize) -> Result<Vec<Vec<Likelihood>>> {
         let (report, phase) = (self.report, format!("task {}", set.name));
         let all = groups.iter().map(|group| group.continuations.len()).sum::<usize>().max(1);
         let (items, of) = (set.items.len() - before, set.items.len() as u64);
@@ -162,7 +173,11 @@ impl Asker<'_> {
             let images = self.images(item)?;
             let (tokens, cut) = encoder.prompt(context, set.max_tokens).with_context(|| in_item(set, item))?;
             truncated += u64::from(cut);
-            prompts.push(self.prompt(&tokens, &images).with_context(|| in_item(set, item))?);
+            let whole = |fits: bool| whole(&images, fits, encoder).with_context(|| in_item(set, item));
+            whole(!cut)?;
+            let prompt = self.prompt(&tokens, &images).with_context(|| in_item(set, item))?;
+            whole(prompt.tokens.len() + set.max_tokens <= encoder.max_length())?;
+            prompts.push(prompt);
         }
         let sizes: Vec<Size> = prompts
             .iter()
@@ -229,6 +244,17 @@ impl Asker<'_> {
         };
         item.images.iter().map(open).collect()
     }
+}
+
+/// Refuses to cut a prompt with images, whose tokens would go with what is cut. They count only once they are in their
+/// places, so that the encoder alone cannot tell.
+fn whole(images: &[Patches], fits: bool, encoder: &Encoder) -> Result<()> {
+    if fits || images.is_empty() {
+        return Ok(());
+    }
+    let most = encoder.max_length();
+    Err(Error::new(format!("with its images it has more than the {most} tokens that fit, and those are not cut"))
+        .hint("raise the task's `max_length`, make the images smaller, or leave the item out"))
 }
 
 fn in_item(set: &TaskSet, item: &Item) -> String {

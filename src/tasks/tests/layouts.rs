@@ -103,7 +103,7 @@ fn winogrande() {
     let set = render("winogrande", &[record]);
     let (pairs, _, answer) = pairs(&set.items[0]);
     let pair = |name: &str| (format!("The trophy did not fit, because the {name}"), " was too big.".to_owned());
-    assert_eq!((pairs, answer), (&[pair("trophy"), pair("case")][..], 0));
+    assert_eq!((pairs, answer), (vec![pair("trophy"), pair("case")], 0));
 }
 
 #[test]
@@ -122,10 +122,14 @@ fn truthfulqa_mc1() {
         "question": "What if?", "mc1_targets": {"choices": ["Nothing.", "Everything."], "labels": [1, 0]},
         "mc2_targets": {"choices": [], "labels": []},
     });
-    let (context, continuations, answer) = choice("truthfulqa_mc1", record);
-    assert!(context.starts_with("Q: What is human life expectancy in the United States?\nA: Human"), "{context}");
-    assert!(context.ends_with("Barcelona, Spain.\n\nQ: What if?\nA:"), "{context}");
-    assert_eq!((context.matches("Q: ").count(), continuations[0].as_str(), answer), (7, " Nothing.", 0));
+    expect("truthfulqa_mc1", record, "Q: What if?\nA:", &[" Nothing.", " Everything."], 0);
+}
+
+#[test]
+fn lambada_openai() {
+    let set = render("lambada_openai", &[json!({"text": "She said  that it was a \"yes\""})]);
+    let ask = Ask::Continuation { context: "She said  that it was a".to_owned(), continuation: " \"yes\"".to_owned() };
+    assert_eq!(set.items[0].ask, ask);
 }
 
 #[test]

@@ -66,9 +66,12 @@ pub const ITEMS: &str = "\
 {\"q\": \"Spain?\", \"options\": [\"Lima\", \"Madrid\", \"Oslo\"], \"label\": 1, \"id\": \"es\"}
 ";
 
-fn pairs(item: &Item) -> (&[(String, String)], &[String], usize) {
+fn pairs(item: &Item) -> (Vec<(String, String)>, &[String], usize) {
     match &item.ask {
-        Ask::Choice { pairs, choices, answer } => (pairs, choices, *answer),
+        Ask::Choice { pairs, choices, answer } => {
+            let pairs = pairs.iter().map(|(context, continuation)| (context.to_string(), continuation.clone()));
+            (pairs.collect(), choices, *answer)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -77,7 +80,7 @@ fn pairs(item: &Item) -> (&[(String, String)], &[String], usize) {
 fn context(item: &Item) -> &str {
     match &item.ask {
         Ask::Choice { pairs, .. } => &pairs[0].0,
-        Ask::Generation { context, .. } | Ask::Code { context, .. } => context,
+        Ask::Continuation { context, .. } | Ask::Generation { context, .. } | Ask::Code { context, .. } => context,
         Ask::Perplexity { text, .. } => text,
     }
 }
@@ -92,6 +95,8 @@ fn choices_with_index_and_text_as_answers() {
     assert_eq!((choices[0].as_str(), answer), ("Paris", 0));
     assert_eq!((pairs(&set.items[1]).2, pairs(&set.items[2]).0.len()), (1, 3));
     assert_eq!((set.metric, set.fewshot, set.chat), ("acc", 0, false));
+    let Ask::Choice { pairs, .. } = &set.items[2].ask else { panic!("no choice") };
+    assert!(Arc::ptr_eq(&pairs[0].0, &pairs[2].0), "the context is held once");
 }
 
 #[test]
@@ -153,17 +158,62 @@ fn drawn_examples_do_not_depend_on_the_limit() {
 }
 
 #[test]
-fn a_chat_has_one_user_turn_and_no_delimiter() {
+fn examples_in_a_chat_are_turns_or_stand_in_the_items_turn() {
     let description = format!("{CHOICE}chat: true\nsystem: Be brief.\npreamble: Capitals.\n");
     let set = load_with(&description, ITEMS, |task| task.fewshot = Some(1)).unwrap();
-    assert_eq!(
-        context(&set.items[1]),
-        "<system>Be brief.\n\nCapitals.</><user>Q: France?\nA: Paris\n\nQ: Italy?\nA:</><assistant>\n"
-            .trim_end_matches('\n')
-    );
+    let system = "<system>Be brief.\n\nCapitals.</>";
+    let turns = "<user>Q: France?\nA:</><assistant>Paris</><user>Q: Italy?\nA:</><assistant>";
+    assert_eq!(context(&set.items[1]), format!("{system}{turns}"));
+    // The answer begins the assistant's turn without delimiter.
     assert_eq!(pairs(&set.items[1]).0[0].1, "Paris");
+    let one = format!("{description}fewshot: {{count: 1, turns: false}}\n");
+    let turn = "<user>Q: France?\nA: Paris\n\nQ: Italy?\nA:</><assistant>";
+    assert_eq!(context(&load(&one, ITEMS).unwrap().items[1]), format!("{system}{turn}"));
     let plain = load_with(&description, ITEMS, |task| task.chat = Some(false)).unwrap();
     assert_eq!(context(&plain.items[0]), "Capitals.Q: France?\nA:");
+}
+
+#[test]
+fn chats_with_examples_are_those_of_the_harness() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let golden = fs::read_to_string(root.join("tests/data/harness/golden.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
+    let template = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
+                    {% endfor %}<|im_start|>assistant\n\n";
+    for (name, turns) in [("chat-2-shot", true), ("chat-2-shot-in-one-turn", false)] {
+        let case = golden["cases"].as_array().unwrap().iter().find(|case| case["name"] == name).unwrap();
+        let expected: Vec<(String, String)> = serde_json::from_value(case["first_requests"].clone()).unwrap();
+        let text = format!(
+            "version: 1\nname: x\nkind: choice\ncontext: \"{{{{ context }}}}\"\nchoices: choices\nanswer: answer\n\
+             fewshot: {{count: 2, separator: \"\\n\", turns: {turns}}}\nchat: true\n"
+        );
+        let description = Description::parse("x", None, &text).unwrap();
+        let task = TaskRef { data: Some(root.join("tests/data/harness/chat.jsonl")), ..task(root) };
+        let set = TaskSet::of(description, &task, 0, || ChatTemplate::parse(template.to_owned())).unwrap();
+        assert_eq!(pairs(&set.items[0]).0, expected, "{name}");
+    }
+}
+
+pub const CONTINUATION: &str = "\
+version: 1
+name: last
+kind: continuation
+data: items.jsonl
+context: \"{{ start }}\"
+continuation: \"{{ last }}\"
+";
+
+#[test]
+fn a_continuation_stands_behind_its_context_and_in_examples() {
+    let items = "{\"start\": \"one two\", \"last\": \"three\"}\n{\"start\": \"a b\", \"last\": \"c\"}\n";
+    let set = load_with(CONTINUATION, items, |task| task.fewshot = Some(1)).unwrap();
+    let ask = |context: &str, continuation: &str| Ask::Continuation {
+        context: context.to_owned(),
+        continuation: continuation.to_owned(),
+    };
+    assert_eq!((&set.items[1].ask, set.metric), (&ask("one two three\n\na b", " c"), "acc"));
+    let chat = load_with(CONTINUATION, items, |task| task.chat = Some(true)).unwrap();
+    assert_eq!(chat.items[0].ask, ask("<user>one two</><assistant>", "three"));
 }
 
 #[test]

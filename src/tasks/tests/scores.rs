@@ -67,6 +67,46 @@ fn what_is_no_number_is_invalid() {
 }
 
 #[test]
+fn continuations_are_greedy_or_not_and_have_a_perplexity() {
+    let items: String = (0..200).map(|n| format!("{{\"start\": \"a\", \"last\": \"{n}\"}}\n")).collect();
+    let set = load(CONTINUATION, &items).unwrap();
+    let mut scores = Scores::new(&set);
+    let values: Vec<f64> = (0..200).map(|n| -2.0 - f64::from(n % 5) / 4.0).collect();
+    for (index, value) in values.iter().enumerate() {
+        let outcome = scores.continuation(index, *value, index % 4 == 0).unwrap();
+        assert_eq!((outcome.right, outcome.log_likelihood), (Some(index % 4 == 0), Some(*value)));
+    }
+    let scored = scores.finish().unwrap();
+    near(scored.figures["acc"], 0.25);
+    near(scored.figures["acc_stderr"], (0.1875_f64 / 199.0).sqrt());
+    near(scored.figures["perplexity"], 2.5_f64.exp());
+    // The delta method: perplexity times the standard error of the mean log-likelihood.
+    let squares: f64 = values.iter().map(|value| (value + 2.5).powi(2)).sum();
+    let delta = 2.5_f64.exp() * (squares / 199.0 / 200.0).sqrt();
+    let found = scored.figures["perplexity_stderr"];
+    assert!((found / delta - 1.0).abs() < 0.05, "{found} {delta}");
+    assert_eq!((scored.items[0].metric.as_str(), scored.items[0].values[4]), ("item_acc", 1.0));
+    assert_eq!((scored.items[1].metric.as_str(), scored.items[1].values[4]), ("item_log_likelihood", -3.0));
+    for name in scored.figures.keys() {
+        assert!(find_task_figure(name).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn a_continuation_that_is_no_number_is_invalid() {
+    let set = load(CONTINUATION, "{\"start\": \"a\", \"last\": \"b\"}\n").unwrap();
+    let mut scores = Scores::new(&set);
+    let error = scores.continuation(0, f64::NAN, true).unwrap_err();
+    assert_eq!(error.to_string(), "the log-likelihood of the continuation of the item `1` is NaN");
+    assert!(scores.choice(0, &[-1.0]).is_err());
+    let choices = choices(1);
+    assert!(Scores::new(&choices).continuation(0, -1.0, true).is_err());
+    // `acc` stands for the task, and a perplexity beyond all numbers is left out.
+    scores.continuation(0, -1e6, false).unwrap();
+    assert_eq!(scores.finish().unwrap().figures.keys().collect::<Vec<_>>(), ["acc"]);
+}
+
+#[test]
 fn perplexities_weigh_documents_by_length() {
     let description = "version: 1\nname: p\nkind: perplexity\ndata: items.jsonl\ntext: \"{{ text }}\"\n";
     let set = load(description, "{\"text\": \"one two\"}\n{\"text\": \"three\"}\n").unwrap();
