@@ -7,6 +7,7 @@ mod memory;
 mod speed;
 mod throughput;
 
+pub use accuracy::Answers;
 pub use ceilings::ceilings;
 
 use std::path::Path;

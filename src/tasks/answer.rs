@@ -128,8 +128,11 @@ fn find<'t>(regex: &Regex, take: Take, text: &'t str) -> Result<Option<&'t str>>
         }
     };
     let Some(captures) = found.transpose().map_err(|error| too_many_steps(regex, error))? else { return Ok(None) };
-    if captures.len() == 1 {
-        return Ok(captures.get(0).map(|whole| whole.as_str()));
+    match captures.len() {
+        1 => return Ok(captures.get(0).map(|whole| whole.as_str())),
+        // A sole group counts as it is, even where it took part in no match, as Python's `findall` gives it.
+        2 => return Ok(Some(captures.get(1).map_or("", |group| group.as_str()))),
+        _ => {}
     }
     Ok(captures.iter().skip(1).flatten().map(|group| group.as_str()).find(|group| !group.is_empty()))
 }

@@ -8,6 +8,7 @@ mod architecture;
 mod commands;
 mod endings;
 mod generation;
+mod harness;
 mod images;
 mod interruption;
 mod limits;

@@ -20,12 +20,12 @@ fn matrix(folder: &Path, rest: &str) -> String {
 }
 
 /// Rows of a CSV file as name → field.
-fn rows(path: &Path) -> Vec<BTreeMap<String, String>> {
+pub fn rows(path: &Path) -> Vec<BTreeMap<String, String>> {
     let mut reader = csv::Reader::from_path(path).expect("a table");
     reader.deserialize().map(|row| row.expect("a row")).collect()
 }
 
-fn only_run(results: &Path) -> std::path::PathBuf {
+pub fn only_run(results: &Path) -> std::path::PathBuf {
     let mut folders = fs::read_dir(results).expect("results").map(|entry| entry.expect("an entry").path());
     let folder = folders.next().expect("a run");
     assert!(folders.next().is_none(), "one run was started");

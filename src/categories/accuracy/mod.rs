@@ -1,5 +1,6 @@
 //! Accuracy: scores of tasks, and how far a cell's answers are from its reference's (`docs/accuracy.md`).
 
+mod answers;
 mod ask;
 mod fidelity;
 mod gate;
@@ -18,6 +19,7 @@ use crate::sandbox::Sandbox;
 use crate::tasks::{self, Kind, TaskSet};
 use crate::units;
 
+pub use answers::Answers;
 use ask::{Asked, Asker};
 use fidelity::Windows;
 use gate::{Compared, Gate};
@@ -64,7 +66,7 @@ impl Measure for Accuracy {
                 sandbox: sandbox.as_ref(),
                 report,
             };
-            let asked = { asker }.ask(set)?;
+            let asked = asker.ask(set)?;
             let mut result = result(set, &asked, start.elapsed().as_secs_f64());
             if let Some(comparison) = weigh(&mut role, set, &asked, &mut result)? {
                 compared.push(comparison);

@@ -216,3 +216,24 @@ proptest! {
         let _ = encoder.prompt(&context, 2);
     }
 }
+
+/// What the harness makes of tokens 1, 2, 3, …; only numbers count.
+#[test]
+fn windows_are_the_harnesss() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/harness/functions.json");
+    let all: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let rows = all["windows"].as_array().unwrap();
+    assert!(rows.len() >= 13);
+    for row in rows {
+        let number = |key: &str| row[key].as_u64().unwrap();
+        let tokens: Vec<u32> = (0..=number("tokens") as u32).collect();
+        let list = |value: &serde_json::Value| serde_json::from_value::<Vec<u32>>(value.clone()).unwrap();
+        let golden = row["windows"].as_array().unwrap().iter();
+        let golden: Vec<_> = golden.map(|window| (list(&window["context"]), list(&window["scored"]))).collect();
+        let ours: Vec<_> = windows(&tokens, number("max_length") as usize)
+            .into_iter()
+            .map(|window| (window.context, window.continuation))
+            .collect();
+        assert_eq!(ours, golden, "{row}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Whole task sets, from description and items to figures. `bad_input` has what is refused, `layouts` the ready ones.
 
 mod bad_input;
+mod harness;
 mod layouts;
 mod scores;
 

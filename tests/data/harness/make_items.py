@@ -25,6 +25,24 @@ from tokenizers import Tokenizer
 HERE = Path(__file__).parent
 MODEL = HERE.parents[2] / "models" / "qwen3-tiny"
 BLANKS = ["\t", " \n", "\u00a0", "\u2003", "\x1f", "\u3000 ", "\n\n", "\x0b"]
+SENTENCES = [
+    "The list names every syllable once, before the questions are asked of a reader.",
+    "Whoever reads the second column finds another number beside each word in it.",
+    "Please copy all values without changing their order or leaving something out.",
+    "A small model may answer under certain conditions only, and may be wrong there.",
+    "Some of the results were written down before anyone could check what they mean.",
+    "Programs that count and compare need a source of numbers which nobody changes.",
+    "Each part of the work has a title, a purpose and a person who is asked about it.",
+    "Nothing that was said before would limit what is written after the last line.",
+    "When the reader is given two versions, the later version is the one that counts.",
+    "These questions require attention, since similar words stand close to each other.",
+    "It is right to include a notice where the meaning of a sign is not quite clear.",
+    "Other people use the same method for other subjects and receive similar answers.",
+    "The party that began must offer a reason, and the others accept or refuse that.",
+    "Files without a name are kept apart until someone decides which folder they need.",
+    "Any change in the rules applies to the rounds that begin after it is announced.",
+    "Numbers below a hundred follow from sums of smaller numbers that are known well.",
+]
 SHOTS = ["31 + 4 = 35", "58 - 6 = 52", "27 + 6 = 33"]
 
 
@@ -70,7 +88,7 @@ def edges() -> list[dict]:
 
 
 def merges(count: int) -> list[tuple[str, list[str]]]:
-    """Passages cut within a word so that no choice leaves the tokens of the context as they were."""
+    """Sentences cut within a word so that no choice leaves the tokens of the context as they were."""
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
     def crosses(context: str, choice: str) -> bool:
@@ -78,10 +96,10 @@ def merges(count: int) -> list[tuple[str, list[str]]]:
         return len(whole) > len(given) and whole[: len(given)] != given
 
     found: list[tuple[str, list[str]]] = []
-    for passage in items_of("licence"):
-        for word in re.finditer(r"(?<= )[a-z]{5,9}(?= )", passage["text"]):
-            context, rest = passage["text"][max(0, word.start() - 40) : word.start() + 2], word.group()[2:]
-            choices = [rest + tail for tail in (" the", " of this License", "s, and")]
+    for sentence in SENTENCES:
+        for word in re.finditer(r"(?<= )[a-z]{5,9}(?= )", sentence):
+            context, rest = sentence[max(0, word.start() - 40) : word.start() + 2], word.group()[2:]
+            choices = [rest + tail for tail in (" the", " of these lists", "s, and")]
             if all(crosses(context.lstrip(), choice) for choice in choices):
                 found.append((context.lstrip(), choices))
                 break
