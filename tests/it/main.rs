@@ -7,6 +7,7 @@ mod accuracy;
 mod architecture;
 mod commands;
 mod endings;
+mod expected;
 mod generation;
 mod harness;
 mod images;
