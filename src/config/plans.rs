@@ -124,7 +124,8 @@ impl Planner<'_> {
         } else {
             (written.clone(), TaskSource::Ready(written.clone()))
         };
-        let data = task.data.as_ref().map(|data| paths::resolve(folder, &self.fill(data, point)));
+        let path = |written: &Written| paths::resolve(folder, &self.fill(written, point));
+        let (data, examples) = (task.data.as_ref().map(path), task.examples.as_ref().map(path));
         let name = task.name.clone().unwrap_or(default_name);
         if task.name.is_none() && !is_name(&name) {
             self.tell(task.at, format!("`{name}` cannot be a task's name in results; give the task a `name`"));
@@ -133,14 +134,19 @@ impl Planner<'_> {
             name,
             description,
             data,
+            examples,
             limit: task.limit,
             fewshot: task.fewshot,
             chat: task.chat,
             max_length: task.max_length,
         };
-        for (of_data, message) in mistakes(&resolved) {
-            let place = task.data.as_ref().filter(|_| of_data).unwrap_or(&task.description);
-            self.tell(place.at, message);
+        for (part, message) in mistakes(&resolved) {
+            let place = match part {
+                Part::Description => None,
+                Part::Data => task.data.as_ref(),
+                Part::Examples => task.examples.as_ref(),
+            };
+            self.tell(place.unwrap_or(&task.description).at, message);
         }
         resolved
     }
@@ -214,17 +220,26 @@ impl Planner<'_> {
     }
 }
 
-/// What is wrong with a task that can be seen before anything runs; `true` where the data are at fault. The one place
-/// where the matrix looks into tasks.
-fn mistakes(task: &TaskRef) -> Vec<(bool, String)> {
+/// What of a task's settings is at fault.
+enum Part {
+    Description,
+    Data,
+    Examples,
+}
+
+/// What is wrong with a task that can be seen before anything runs. The one place where the matrix looks into tasks.
+fn mistakes(task: &TaskRef) -> Vec<(Part, String)> {
     let mut mistakes = Vec::new();
     if let TaskSource::File(path) = &task.description
         && !path.is_file()
     {
-        mistakes.push((false, format!("the task's description `{}` does not exist", path.display())));
+        mistakes.push((Part::Description, format!("the task's description `{}` does not exist", path.display())));
     }
     if let Some(path) = task.data.as_ref().filter(|path| !path.is_file()) {
-        mistakes.push((true, format!("the task's data `{}` do not exist", path.display())));
+        mistakes.push((Part::Data, format!("the task's data `{}` do not exist", path.display())));
+    }
+    if let Some(path) = task.examples.as_ref().filter(|path| !path.is_file()) {
+        mistakes.push((Part::Examples, format!("the task's examples `{}` do not exist", path.display())));
     }
     mistakes
 }
