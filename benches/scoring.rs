@@ -94,6 +94,7 @@ fn of_task(package: &Package, path: &str, items: usize) -> Result<Vec<Group>> {
         name: "task".to_owned(),
         description: TaskSource::File(path.into()),
         data: None,
+        examples: None,
         limit: Some(items as u32),
         fewshot: None,
         chat: None,

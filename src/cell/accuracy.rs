@@ -44,6 +44,8 @@ pub struct TaskRef {
     pub description: TaskSource,
     /// The items' file, absolute, where it is not the one that the description names.
     pub data: Option<PathBuf>,
+    /// The file that examples come from, absolute, where it is not the one that the description names.
+    pub examples: Option<PathBuf>,
     /// At most that many items, the first ones.
     pub limit: Option<u32>,
     /// Number of examples before each item, where it is not the description's.

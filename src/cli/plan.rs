@@ -141,6 +141,7 @@ fn describe(plan: &AccuracyPlan) -> String {
             TaskSource::File(path) => format!("  task {} ({})", task.name, path.display()),
         }];
         words.extend(task.data.as_ref().map(|data| format!("data {}", data.display())));
+        words.extend(task.examples.as_ref().map(|path| format!("examples {}", path.display())));
         words.extend(task.limit.map(|limit| format!("{limit} items at most")));
         words.extend(task.fewshot.map(|fewshot| format!("{fewshot} examples")));
         words.extend(task.chat.map(|chat| if chat { "chat template" } else { "no chat template" }.to_owned()));

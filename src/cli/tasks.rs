@@ -19,6 +19,9 @@ pub struct Args {
     /// The items' file: show how its first items are rendered.
     #[arg(long, value_name = "FILE", requires = "task")]
     data: Option<PathBuf>,
+    /// The file that examples come from, where it is not the one that the description names.
+    #[arg(long, value_name = "FILE", requires = "data")]
+    examples: Option<PathBuf>,
     /// Items to show.
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
@@ -78,6 +81,7 @@ fn show(args: &Args, source: TaskSource) -> Result<String> {
         name: description.name.clone(),
         description: source,
         data: args.data.clone(),
+        examples: args.examples.clone(),
         limit: Some(args.limit),
         fewshot: args.fewshot,
         chat: None,

@@ -43,6 +43,7 @@ pub enum TaskEntry {
 pub struct TaskSettings {
     pub task: Spanned<String>,
     pub data: Option<Spanned<String>>,
+    pub examples: Option<Spanned<String>>,
     pub name: Option<Spanned<String>>,
     pub limit: Option<Spanned<u32>>,
     pub fewshot: Option<Spanned<u32>>,
@@ -111,6 +112,7 @@ pub struct Task {
     /// A file, or the name of a ready description.
     pub description: Written,
     pub data: Option<Written>,
+    pub examples: Option<Written>,
     pub name: Option<String>,
     pub limit: Option<u32>,
     pub fewshot: Option<u32>,
@@ -209,6 +211,7 @@ impl Checker<'_> {
             TaskEntry::Description(text) => Task {
                 description: self.written(text, at, "a task"),
                 data: None,
+                examples: None,
                 name: None,
                 limit,
                 fewshot: None,
@@ -221,11 +224,12 @@ impl Checker<'_> {
                 if let Some(name) = &settings.name {
                     self.name(name, "a task's name");
                 }
-                let data = settings.data.as_ref();
+                let (data, examples) = (settings.data.as_ref(), settings.examples.as_ref());
                 let when = settings.when.as_ref();
                 Task {
                     description: self.written(&settings.task.value, settings.task.referenced, "a task"),
                     data: data.map(|data| self.written(&data.value, data.referenced, "a task's data")),
+                    examples: examples.map(|path| self.written(&path.value, path.referenced, "a task's examples")),
                     name: settings.name.as_ref().map(|name| name.value.clone()),
                     limit: self.count(&settings.limit, "limit", 1, MAX_ITEMS).or(limit),
                     fewshot: self.count(&settings.fewshot, "fewshot", 0, MAX_FEWSHOT),

@@ -125,7 +125,8 @@ impl Planner<'_> {
         } else {
             (written.clone(), TaskSource::Ready(written.clone()))
         };
-        let data = task.data.as_ref().map(|data| paths::resolve(folder, &self.fill(data, point)));
+        let path = |written: &Written| paths::resolve(folder, &self.fill(written, point));
+        let (data, examples) = (task.data.as_ref().map(path), task.examples.as_ref().map(path));
         let name = task.name.clone().unwrap_or(default_name);
         if task.name.is_none() && !is_name(&name) {
             self.tell(task.at, format!("`{name}` cannot be a task's name in results; give the task a `name`"));
@@ -134,14 +135,19 @@ impl Planner<'_> {
             name,
             description,
             data,
+            examples,
             limit: task.limit,
             fewshot: task.fewshot,
             chat: task.chat,
             max_length: task.max_length,
         };
-        for (of_data, message) in mistakes(&resolved) {
-            let place = task.data.as_ref().filter(|_| of_data).unwrap_or(&task.description);
-            self.tell(place.at, message);
+        for (part, message) in mistakes(&resolved) {
+            let place = match part {
+                Part::Description => None,
+                Part::Data => task.data.as_ref(),
+                Part::Examples => task.examples.as_ref(),
+            };
+            self.tell(place.unwrap_or(&task.description).at, message);
         }
         resolved
     }
@@ -215,19 +221,31 @@ impl Planner<'_> {
     }
 }
 
-/// What is wrong with a task that can be seen before anything runs; `true` where the data are at fault. The one place
-/// where the matrix looks into tasks.
-fn mistakes(task: &TaskRef) -> Vec<(bool, String)> {
-    match Description::open(&task.description).and_then(|description| description.settings(task)) {
+/// What of a task's settings is at fault.
+enum Part {
+    Description,
+    Data,
+    Examples,
+}
+
+/// What is wrong with a task that can be seen before anything runs. The one place where the matrix looks into tasks.
+fn mistakes(task: &TaskRef) -> Vec<(Part, String)> {
+    let settings = match Description::open(&task.description).and_then(|description| description.settings(task)) {
+        Ok(settings) => settings,
         Err(error) => {
             let hint = error.find_hint().map_or(String::new(), |hint| format!(" ({hint})"));
-            vec![(false, format!("{}{hint}", error.chain()))]
+            return vec![(Part::Description, format!("{}{hint}", error.chain()))];
         }
-        Ok(settings) if !settings.data.is_file() => {
-            vec![(task.data.is_some(), format!("the task's data `{}` do not exist", settings.data.display()))]
-        }
-        Ok(_) => Vec::new(),
+    };
+    let mut mistakes = Vec::new();
+    if !settings.data.is_file() {
+        let part = if task.data.is_some() { Part::Data } else { Part::Description };
+        mistakes.push((part, format!("the task's data `{}` do not exist", settings.data.display())));
     }
+    if let Some(path) = task.examples.as_ref().filter(|path| !path.is_file()) {
+        mistakes.push((Part::Examples, format!("the task's examples `{}` do not exist", path.display())));
+    }
+    mistakes
 }
 
 /// As `name` of a task may be written.

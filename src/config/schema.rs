@@ -44,6 +44,7 @@ fn accuracy(axes: &Value) -> Value {
         json!({
             "task": text("A description: a YAML file, or the name of a ready one."),
             "data": text("The items' file, where it is not the description's."),
+            "examples": text("The file that examples come from, where it is not the description's."),
             "name": text("The name in results. Default: the description's file or ready name."),
             "limit": count(1, "Items, at most: the first ones."),
             "fewshot": count(0, "Examples before each item."),

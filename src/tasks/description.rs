@@ -100,6 +100,8 @@ pub struct ProgramRun {
 pub struct Settings {
     /// The items' file, absolute.
     pub data: PathBuf,
+    /// The file that examples come from, absolute; `None` is the items' own.
+    pub examples: Option<PathBuf>,
     /// Examples before each item.
     pub fewshot: usize,
     /// Whether prompts go through the chat template.
@@ -169,6 +171,12 @@ impl Description {
         };
         let fewshot = task.fewshot.map_or(self.fewshot.count, |count| count as usize);
         let chat = task.chat.unwrap_or(self.chat);
+        if let Some(examples) = task.examples.as_ref().filter(|_| fewshot == 0) {
+            let (name, path) = (&task.name, examples.display());
+            return Err(Error::new(format!("the task `{name}` takes no examples, and `{path}` is named for them"))
+                .hint("say how many: `fewshot: COUNT`"));
+        }
+        let examples = task.examples.clone().or_else(|| self.fewshot.data.clone());
         let refuse = |what: &str, hint: &str| {
             Err(Error::new(format!("the task `{}` is of kind `{}`, which has no {what}", task.name, self.kind))
                 .hint(hint))
@@ -184,7 +192,7 @@ impl Description {
                 Err(Error::new(format!("the task `{}` has images, and its items cannot have examples", task.name))
                     .hint("leave `fewshot` out"))
             }
-            _ => Ok(Settings { data, fewshot, chat }),
+            _ => Ok(Settings { data, examples, fewshot, chat }),
         }
     }
 }

@@ -50,7 +50,7 @@ impl<'r> Examples<'r> {
                 item.number,
                 chosen.len()
             ))
-            .hint("lower `fewshot`, or name a file with more records (`fewshot: {data: FILE}`)"));
+            .hint("lower `fewshot`, or name a file with more records (`examples: FILE` in the matrix)"));
         }
         Ok(chosen)
     }

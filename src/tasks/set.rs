@@ -68,22 +68,22 @@ impl TaskSet {
         let limit = task.limit.map(|limit| limit as usize);
 
         let fewshot = &description.fewshot;
-        let other = fewshot.data.clone().filter(|other| other != path).filter(|_| settings.fewshot > 0);
+        let other = settings.examples.as_ref().filter(|other| *other != path && settings.fewshot > 0);
         // The items' own file gives examples too, and must be read far enough.
-        let needed = match (limit, settings.fewshot, &other) {
+        let needed = match (limit, settings.fewshot, other) {
             (Some(limit), 0, _) | (Some(limit), _, Some(_)) => Some(limit),
             (Some(limit), count, None) if !fewshot.random => Some(limit.max(count + 1)),
             _ => None,
         };
         let records = records::read(path, needed)?;
-        let others = match &other {
+        let others = match other {
             Some(other) => records::read(other, (!fewshot.random).then_some(settings.fewshot))
                 .with_context(|| format!("the task `{}` has no examples", task.name))?,
             None => Vec::new(),
         };
         let examples = Examples {
             records: if other.is_some() { &others } else { &records },
-            path: other.as_deref().unwrap_or(path),
+            path: other.unwrap_or(path),
             count: settings.fewshot,
             own: other.is_none(),
             seed: fewshot.random.then_some(seed),

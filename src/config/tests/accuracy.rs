@@ -11,6 +11,7 @@ accuracy:
     - tasks/{model}/recall.yaml
     - task: hellaswag
       data: items.jsonl
+      examples: train.jsonl
       name: hellaswag-3shot
       limit: 200
       fewshot: 3
@@ -52,7 +53,7 @@ fn with_files(text: &str) -> (tempfile::TempDir, Result<Matrix>) {
         fs::write(tasks.join("recall.yaml"), DESCRIPTION).unwrap();
     }
     fs::write(folder.path().join("odd name.yaml"), DESCRIPTION.replace("../../", "")).unwrap();
-    for file in ["items.jsonl", "text.txt"] {
+    for file in ["items.jsonl", "train.jsonl", "text.txt"] {
         fs::write(folder.path().join(file), "x").unwrap();
     }
     let matrix = parse("b.yaml", &folder.path().join("b.yaml"), text.to_owned());
@@ -83,6 +84,7 @@ fn a_cell_has_its_tasks_and_its_reference() {
     assert_eq!((hellaswag.name.as_str(), hellaswag.limit, hellaswag.fewshot), ("hellaswag-3shot", Some(200), Some(3)));
     assert_eq!((hellaswag.chat, hellaswag.max_length), (Some(true), Some(2048)));
     assert_eq!(hellaswag.data, Some(folder.path().join("items.jsonl")));
+    assert_eq!(hellaswag.examples, Some(folder.path().join("train.jsonl")));
     let fidelity = plan.fidelity.as_ref().unwrap();
     assert_eq!((fidelity.tokens, fidelity.window, fidelity.context), (2048, 64, 32));
     assert_eq!((fidelity.generations, fidelity.generate_tokens), (8, 32));
@@ -149,7 +151,13 @@ fn mistakes_have_places_and_remedies() {
         ("no description", text.replace("- task: hellaswag\n      data", "- data")),
         ("unknown scoring", text.replace("  seed: 7", "  scoring: bached")),
         ("limit of zero", text.replace("limit: 500", "limit: 0")),
-        ("missing files", text.replace("recall", "recal").replace("items", "itens").replace("text.txt", "txt.txt")),
+        (
+            "missing files",
+            text.replace("recall", "recal")
+                .replace("items", "itens")
+                .replace("train", "trian")
+                .replace("text.txt", "txt.txt"),
+        ),
         ("missing for one model", text.replace("{model}/recall", "{model}/../tiny/{model}/../recall")),
         ("unknown placeholder", text.replace("tasks/{model}", "tasks/{modle}")),
         ("name twice", text.replace("hellaswag-3shot", "recall")),

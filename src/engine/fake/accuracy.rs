@@ -13,6 +13,7 @@ pub fn cell_with_accuracy(name: &str, backend: &str, reference: Option<&CellId>)
         name: name.to_owned(),
         description: TaskSource::Ready(name.to_owned()),
         data: None,
+        examples: None,
         limit: None,
         fewshot: None,
         chat: None,

@@ -19,6 +19,7 @@ pub fn task(folder: &Path) -> TaskRef {
         name: "demo".to_owned(),
         description: TaskSource::File(folder.join("task.yaml")),
         data: None,
+        examples: None,
         limit: None,
         fewshot: None,
         chat: None,
@@ -144,6 +145,17 @@ fn examples_from_a_file_of_their_own_and_a_preamble() {
     let set = TaskSet::load(&task(folder.path()), 0, no_template).unwrap();
     assert_eq!(context(&set.items[0]), "On France?:\nQ: Peru?\nA:Lima\nQ: France?\nA:");
     assert_eq!(pairs(&set.items[0]).0[0].1, "Paris");
+    // The matrix may name another file.
+    fs::write(folder.path().join("its.jsonl"), "{\"q\": \"Chad?\", \"options\": [\"X\", \"Y\"], \"label\": 1}")
+        .unwrap();
+    let mut task = task(folder.path());
+    task.examples = Some(folder.path().join("its.jsonl"));
+    let its = TaskSet::load(&task, 0, no_template).unwrap();
+    assert_eq!(context(&its.items[0]), "On France?:\nQ: Chad?\nA:Y\nQ: France?\nA:");
+    assert_ne!(its.hash, set.hash);
+    task.fewshot = Some(0);
+    let error = TaskSet::load(&task, 0, no_template).unwrap_err();
+    assert!(error.to_string().starts_with("the task `demo` takes no examples, and `"), "{error}");
 }
 
 #[test]
