@@ -1,5 +1,5 @@
-//! The miniatures' own scores on their task sets, through `ortbench run`: those that `training.json` and the golden
-//! file of lm-evaluation-harness have for the same items, and for the rest those that were measured once.
+//! The miniatures' own scores on their task sets, through `ortbench run`: those that `training.json`, transformers and
+//! lm-evaluation-harness have for the same items, and for the rest those that were measured once.
 //!
 //! `UPDATE_EXPECTED=1 cargo test --test it expected` writes `tests/data/scores/expected.json` anew.
 
@@ -8,11 +8,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use ortbench::categories::Answers;
+use ortbench::cell::{Scoring, TaskRef, TaskSource};
+use ortbench::package::Package;
+use ortbench::tasks::TaskSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::measuring::{only_run, rows};
-use crate::real::{json, ortbench, package_of, root};
+use crate::real::{json, load, ortbench, package_of, root};
 
 const FILE: &str = "tests/data/scores/expected.json";
 const OF_TEXT: [&str; 3] = ["qwen3-tiny", "qwen3-moe-tiny", "glm4-moe-lite-tiny"];
@@ -34,6 +38,10 @@ const TASKS: [(&str, &str, Option<&str>, Option<&str>); 11] = [
     ("steps", "steps", None, None),
 ];
 
+/// What transformers makes of the questions about pictures.
+const CHOICES: &str = "models/qwen3-vl-tiny/golden/choices.json";
+/// Nats between two kernels' sums of a vision tower and a decoder in single precision.
+const OF_PICTURE: f64 = 2e-4;
 const PICTURES: [&str; 4] = ["colour", "shape", "count", "place"];
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +64,10 @@ struct Score {
 
 /// What others say of a task of a model: the value, how far rounding may be off, and where it stands.
 fn said(model: &str, task: &str) -> Option<(f64, f64, String)> {
+    if model == OF_PICTURES {
+        let value = json(CHOICES)[task]["acc"].as_f64().expect("a figure of transformers");
+        return Some((value, 1e-6, format!("{CHOICES}: {task}.acc")));
+    }
     let (.., training, harness) = TASKS.iter().find(|(name, ..)| *name == task)?;
     if let Some(key) = training {
         let file = format!("models/{model}/training.json");
@@ -162,6 +174,46 @@ fn miniatures_score_what_they_did() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Each choice of each question about a picture, from file to log-likelihood.
+#[test]
+fn choices_about_pictures_are_as_likely_as_in_transformers() {
+    let golden = json(CHOICES);
+    for kind in ["fp32-fused", "fp32-plain"] {
+        let package = Package::open(&package_of(OF_PICTURES, kind)).expect("a package");
+        let mut model = load(&package);
+        let (mut farthest, mut compared) = (0.0_f64, 0);
+        for name in PICTURES {
+            let task = TaskRef {
+                name: name.to_owned(),
+                description: TaskSource::Ready("image_choice".to_owned()),
+                data: Some(root().join(format!("models/{OF_PICTURES}/tasks/{name}.jsonl"))),
+                limit: None,
+                fewshot: None,
+                chat: None,
+                max_length: None,
+            };
+            let set = TaskSet::load(&task, 0, || package.chat_template()).expect("a task");
+            let mut answers = Answers::new(&set, &package, &mut model, Scoring::Batched).expect("a task");
+            let found = answers.likelihoods(&mut |_| Ok(())).expect("likelihoods");
+            let items = golden[name]["items"].as_array().expect("items");
+            assert_eq!((found.len(), set.items.len()), (items.len(), items.len()));
+            for ((item, found), golden) in set.items.iter().zip(&found).zip(items) {
+                assert_eq!(golden["id"], item.id.as_str());
+                let golden: Vec<f64> = serde_json::from_value(golden["loglikelihoods"].clone()).expect("numbers");
+                assert_eq!(found.len(), golden.len());
+                for (found, golden) in found.iter().zip(golden) {
+                    let difference = (found.log_likelihood - golden).abs();
+                    farthest = farthest.max(difference);
+                    compared += 1;
+                    assert!(difference < OF_PICTURE, "{kind}, {}: {found:?} and {golden}", item.id);
+                }
+            }
+        }
+        eprintln!("{kind}: {compared} choices, at most {farthest:.1e} apart");
+        assert!(compared >= 600, "{compared}");
+    }
 }
 
 /// Writes the file: what others say, and for the rest what was measured just now.
