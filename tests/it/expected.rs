@@ -189,6 +189,7 @@ fn choices_about_pictures_are_as_likely_as_in_transformers() {
                 name: name.to_owned(),
                 description: TaskSource::Ready("image_choice".to_owned()),
                 data: Some(root().join(format!("models/{OF_PICTURES}/tasks/{name}.jsonl"))),
+                examples: None,
                 limit: None,
                 fewshot: None,
                 chat: None,
