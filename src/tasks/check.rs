@@ -216,6 +216,7 @@ impl Checker<'_> {
             separator: entry.separator.as_ref().map_or_else(|| "\n\n".to_owned(), |text| text.value.clone()),
             random: entry.sampler.as_ref().is_some_and(|sampler| sampler.value == "random"),
             turns: entry.turns.unwrap_or(true),
+            like: self.expression(&entry.like),
         }
     }
 

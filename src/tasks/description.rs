@@ -80,6 +80,15 @@ pub(super) struct Fewshot {
     pub random: bool,
     /// In a chat, whether each example is two turns of its own; else they stand in the item's turn.
     pub turns: bool,
+    /// Expression whose value an item and its examples have in common.
+    pub like: Option<String>,
+}
+
+impl Fewshot {
+    /// Whether any record of the examples' file may be one, not only the first ones.
+    pub fn whole_file(&self) -> bool {
+        self.random || self.like.is_some()
+    }
 }
 
 /// How a program is run.

@@ -1,5 +1,6 @@
 //! Which records stand before an item as examples.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use rand::SeedableRng;
@@ -14,6 +15,8 @@ use crate::error::{Error, Result};
 pub struct Examples<'r> {
     /// Their file's records.
     pub records: &'r [Record],
+    /// Places of the records that are alike, by what they have in common; all in one pool unless asked otherwise.
+    pub pools: HashMap<String, Vec<usize>>,
     /// That file.
     pub path: &'r Path,
     /// Examples of an item.
@@ -25,28 +28,31 @@ pub struct Examples<'r> {
 }
 
 impl<'r> Examples<'r> {
-    /// The examples of an item. A draw depends on the seed and on the item's number in the file alone.
+    /// The examples of an item that has this in common with them. A draw depends on the seed and on the item's number
+    /// in the file alone.
     ///
     /// # Errors
     /// Fewer records than examples.
-    pub fn of(&self, item: &Record) -> Result<Vec<&'r Record>> {
+    pub fn of(&self, item: &Record, likeness: &str) -> Result<Vec<&'r Record>> {
+        let pool = self.pools.get(likeness).map_or(&[][..], Vec::as_slice);
         let others = |record: &&Record| !self.own || record.fields != item.fields;
         let chosen: Vec<_> = match self.seed {
-            None => self.records.iter().filter(others).take(self.count).collect(),
+            None => pool.iter().map(|&place| &self.records[place]).filter(others).take(self.count).collect(),
             Some(seed) => {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 random.set_stream(item.number);
                 // Some more than needed: the item itself and its copies are left out.
-                let all = self.records.len();
-                let order = index::sample(&mut random, all, all.min(2 * self.count + 2));
-                order.into_iter().map(|index| &self.records[index]).filter(others).take(self.count).collect()
+                let order = index::sample(&mut random, pool.len(), pool.len().min(2 * self.count + 2));
+                let drawn = order.into_iter().map(|index| &self.records[pool[index]]);
+                drawn.filter(others).take(self.count).collect()
             }
         };
         if chosen.len() < self.count {
             let (count, path, unit) = (self.count, self.path.display(), records::unit(self.path));
             let other = if self.own { " other" } else { "" };
+            let alike = if likeness.is_empty() { String::new() } else { format!(" of `{likeness}`") };
             return Err(Error::new(format!(
-                "{unit} {} needs {count} examples, and `{path}` has {}{other} records",
+                "{unit} {} needs {count} examples, and `{path}` has {}{other} records{alike}",
                 item.number,
                 chosen.len()
             ))
@@ -68,14 +74,19 @@ mod tests {
         values.iter().enumerate().map(record).collect()
     }
 
+    fn one_pool(records: &[Record]) -> HashMap<String, Vec<usize>> {
+        [(String::new(), (0..records.len()).collect())].into()
+    }
+
     fn numbers(examples: &Examples, item: &Record) -> Vec<u64> {
-        examples.of(item).unwrap().iter().map(|record| record.number).collect()
+        examples.of(item, "").unwrap().iter().map(|record| record.number).collect()
     }
 
     #[test]
     fn the_first_ones_but_never_the_item_or_its_copy() {
         let records = records(&[5, 6, 7, 8, 5]);
-        let mut examples = Examples { records: &records, path: Path::new("x.jsonl"), count: 2, own: true, seed: None };
+        let (path, pools) = (Path::new("x.jsonl"), one_pool(&records));
+        let mut examples = Examples { records: &records, pools, path, count: 2, own: true, seed: None };
         assert_eq!(numbers(&examples, &records[0]), [2, 3]);
         assert_eq!(numbers(&examples, &records[4]), [2, 3]);
         assert_eq!(numbers(&examples, &records[3]), [1, 2]);
@@ -83,7 +94,7 @@ mod tests {
         assert_eq!(numbers(&examples, &records[0]), [1, 2]);
         let too_many = Examples { count: 5, own: true, ..examples };
         assert_eq!(
-            too_many.of(&records[1]).unwrap_err().to_string(),
+            too_many.of(&records[1], "").unwrap_err().to_string(),
             "line 2 needs 5 examples, and `x.jsonl` has 4 other records"
         );
     }
@@ -92,7 +103,8 @@ mod tests {
     fn draws_depend_on_seed_and_item_alone() {
         let records = records(&(0..50).collect::<Vec<_>>());
         let drawn = |seed: u64, item: usize| {
-            let examples = Examples { records: &records, path: Path::new("x"), count: 4, own: true, seed: Some(seed) };
+            let (path, pools) = (Path::new("x"), one_pool(&records));
+            let examples = Examples { records: &records, pools, path, count: 4, own: true, seed: Some(seed) };
             numbers(&examples, &records[item])
         };
         assert_eq!(drawn(1, 3), drawn(1, 3));

@@ -81,6 +81,7 @@ impl<'e> Renderer<'e> {
         templates.extend(description.preamble.iter().map(|text| ("preamble", text)));
         templates.extend(description.system.iter().map(|text| ("system", text)));
         expressions.extend(description.id.iter().map(|text| ("id", text)));
+        expressions.extend(description.fewshot.like.iter().map(|text| ("like", text)));
         expressions.extend(description.images.iter().map(|text| ("images", text)));
         for (key, text) in templates {
             let template = Template::compile(environment, key, text).context("a template does not parse")?;
@@ -176,6 +177,18 @@ impl<'e> Renderer<'e> {
             },
         };
         Ok(Item { id: self.id(record, &value)?, images, ask })
+    }
+
+    /// What a record and its examples have in common; the same for all where the description does not say.
+    ///
+    /// # Errors
+    /// A record that does not fit the description.
+    pub fn likeness(&self, record: &Record) -> Result<String> {
+        if self.description.fewshot.like.is_none() {
+            return Ok(String::new());
+        }
+        let value = self.value("like", &Value::from_serialize(&record.fields))?;
+        scalar(&value).ok_or_else(|| Error::new(format!("`like` is {}, neither text nor number", show(&value))))
     }
 
     fn id(&self, record: &Record, value: &Value) -> Result<String> {

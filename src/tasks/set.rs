@@ -72,23 +72,15 @@ impl TaskSet {
         // The items' own file gives examples too, and must be read far enough.
         let needed = match (limit, settings.fewshot, other) {
             (Some(limit), 0, _) | (Some(limit), _, Some(_)) => Some(limit),
-            (Some(limit), count, None) if !fewshot.random => Some(limit.max(count + 1)),
+            (Some(limit), count, None) if !fewshot.whole_file() => Some(limit.max(count + 1)),
             _ => None,
         };
         let records = records::read(path, needed)?;
         let others = match other {
-            Some(other) => records::read(other, (!fewshot.random).then_some(settings.fewshot))
+            Some(other) => records::read(other, (!fewshot.whole_file()).then_some(settings.fewshot))
                 .with_context(|| format!("the task `{}` has no examples", task.name))?,
             None => Vec::new(),
         };
-        let examples = Examples {
-            records: if other.is_some() { &others } else { &records },
-            path: other.unwrap_or(path),
-            count: settings.fewshot,
-            own: other.is_none(),
-            seed: fewshot.random.then_some(seed),
-        };
-
         let environment = template::environment();
         let folder = std::path::absolute(path).with_context(|| format!("cannot find `{}`", path.display()))?;
         let folder = folder.parent().unwrap_or(Path::new("/"));
@@ -96,11 +88,29 @@ impl TaskSet {
         let at = |path: &Path, record: &Record| {
             format!("`{}`, {} {}, does not fit the task", path.display(), records::unit(path), record.number)
         };
+        let mut examples = Examples {
+            records: if other.is_some() { &others } else { &records },
+            pools: HashMap::new(),
+            path: other.unwrap_or(path),
+            count: settings.fewshot,
+            own: other.is_none(),
+            seed: fewshot.random.then_some(seed),
+        };
+        if settings.fewshot > 0 {
+            for (place, record) in examples.records.iter().enumerate() {
+                let likeness = renderer.likeness(record).with_context(|| at(examples.path, record))?;
+                examples.pools.entry(likeness).or_default().push(place);
+            }
+        }
         let mut items = Vec::new();
         let mut seen: HashMap<String, u64> = HashMap::new();
         for record in records.iter().take(limit.unwrap_or(usize::MAX)) {
             let mut before = Vec::with_capacity(settings.fewshot);
-            for example in examples.of(record)? {
+            let likeness = match settings.fewshot {
+                0 => String::new(),
+                _ => renderer.likeness(record).with_context(|| at(path, record))?,
+            };
+            for example in examples.of(record, &likeness)? {
                 before.push(renderer.example(example).with_context(|| at(examples.path, example))?);
             }
             let item = renderer.item(record, &before).with_context(|| at(path, record))?;

@@ -70,6 +70,7 @@ pub struct FewshotEntry {
     pub separator: Option<Spanned<String>>,
     pub sampler: Option<Spanned<String>>,
     pub turns: Option<bool>,
+    pub like: Option<Spanned<String>>,
 }
 
 const CHOICE: &[Kind] = &[Kind::Choice];

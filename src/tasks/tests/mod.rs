@@ -159,6 +159,26 @@ fn examples_from_a_file_of_their_own_and_a_preamble() {
 }
 
 #[test]
+fn examples_are_like_their_item() {
+    let description = format!("{CHOICE}fewshot: {{count: 1, like: region}}\n");
+    let regions = ["a", "b", "a", "b"].iter().enumerate();
+    let items: String = regions
+        .map(|(n, at)| format!("{{\"q\": \"{n}\", \"options\": [\"x\", \"y\"], \"label\": 0, \"region\": \"{at}\"}}\n"))
+        .collect();
+    let set = load_with(&description, &items, |task| task.limit = Some(2)).unwrap();
+    let first = |n: usize| context(&set.items[n]).lines().next().unwrap().to_owned();
+    assert_eq!([first(0), first(1)], ["Q: 2", "Q: 3"]);
+    let lone = items.replacen("\"b\"", "\"c\"", 1);
+    let error = load(&description, &lone).unwrap_err().to_string();
+    assert!(
+        error.starts_with("line 2 needs 1 examples, and `") && error.ends_with("0 other records of `c`"),
+        "{error}"
+    );
+    let error = load(&description, ITEMS).unwrap_err().chain();
+    assert!(error.contains("the expression `like` names `region`"), "{error}");
+}
+
+#[test]
 fn drawn_examples_do_not_depend_on_the_limit() {
     let description = format!("{CHOICE}fewshot: {{count: 2, sampler: random}}\n");
     let items: String =
