@@ -1,7 +1,7 @@
 //! The miniatures' own scores on their task sets, through `ortbench run`: those that `training.json`, transformers and
 //! lm-evaluation-harness have for the same items, and for the rest those that were measured once.
 //!
-//! `UPDATE_EXPECTED=1 cargo test --test it expected` writes `tests/data/scores/expected.json` anew.
+//! `UPDATE_EXPECTED=1 cargo test --test it expected` writes `models/tasks/expected.json` anew.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,11 +18,11 @@ use serde_json::Value;
 use crate::measuring::{only_run, rows};
 use crate::real::{json, load, ortbench, package_of, root};
 
-const FILE: &str = "tests/data/scores/expected.json";
+const FILE: &str = "models/tasks/expected.json";
 const OF_TEXT: [&str; 3] = ["qwen3-tiny", "qwen3-moe-tiny", "glm4-moe-lite-tiny"];
 const OF_PICTURES: &str = "qwen3-vl-tiny";
 
-/// Description in `tests/data/scores/`, items in `models/*/tasks/`, name of the same figure in `training.json`, name of
+/// Description in `models/tasks/`, items in `models/*/tasks/`, name of the same figure in `training.json`, name of
 /// the same case of the harness.
 const TASKS: [(&str, &str, Option<&str>, Option<&str>); 11] = [
     ("arithmetic", "arithmetic", Some("arithmetic_choice_accuracy"), Some("arithmetic")),
@@ -112,7 +112,7 @@ fn measured(folder: &Path) -> BTreeMap<(String, String), Score> {
         let window = if task == "documents" { ", max_length: 128" } else { "" };
         let _ = writeln!(
             text,
-            "    - {{task: '{root}/tests/data/scores/{task}.yaml', data: '{root}/models/{{model}}/tasks/{items}.jsonl'{window}, \
+            "    - {{task: '{root}/models/tasks/{task}.yaml', data: '{root}/models/{{model}}/tasks/{items}.jsonl'{window}, \
              when: {{model: [{}]}}}}",
             OF_TEXT.join(", ")
         );
@@ -225,7 +225,7 @@ fn write<'s>(measured: impl Iterator<Item = &'s Score>) {
     });
     let scores: Vec<String> =
         scores.map(|score| format!("    {}", serde_json::to_string(&score).expect("JSON"))).collect();
-    let about = "Scores of the miniatures on models/*/tasks/, asked as tests/data/scores/*.yaml say (pictures: the ready \
+    let about = "Scores of the miniatures on models/*/tasks/, asked as models/tasks/*.yaml say (pictures: the ready \
                  description image_choice). `from` is where a value stands that others measured on the same items; \
                  tests/it/expected.rs checks and writes this file.";
     let about = serde_json::to_string(&Value::from(about)).expect("JSON");

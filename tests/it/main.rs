@@ -6,6 +6,7 @@ mod support;
 mod accuracy;
 mod architecture;
 mod commands;
+mod damage;
 mod endings;
 mod expected;
 mod generation;
