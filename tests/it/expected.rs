@@ -3,7 +3,7 @@
 //!
 //! `UPDATE_EXPECTED=1 cargo test --test it expected` writes `models/tasks/expected.json` anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -214,6 +214,31 @@ fn choices_about_pictures_are_as_likely_as_in_transformers() {
         }
         eprintln!("{kind}: {compared} choices, at most {farthest:.1e} apart");
         assert!(compared >= 600, "{compared}");
+    }
+}
+
+/// What is long enough to fill windows, and to roll them.
+#[test]
+fn texts_are_as_long_as_they_should_be() {
+    for model in OF_TEXT.into_iter().chain([OF_PICTURES]) {
+        let tokenizer = Package::open(&package_of(model, "fp32-fused")).and_then(|package| package.tokenizer());
+        let tokenizer = tokenizer.expect("a tokenizer");
+        let tokens = |text: &str| tokenizer.encode_fast(text, false).expect("tokens").len();
+        let folder = root().join("models").join(model).join("tasks");
+        let text = fs::read_to_string(folder.join("text.txt")).expect("a text");
+        assert!(tokens(&text) >= 6000, "{model}: {}", tokens(&text));
+        if model == OF_PICTURES {
+            continue;
+        }
+        let documents = fs::read_to_string(folder.join("documents.jsonl")).expect("documents");
+        let lengths: BTreeSet<usize> = documents
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+            .map(|document| tokens(document["text"].as_str().expect("a text")))
+            .collect();
+        let longer = |than: usize| lengths.range(than + 1..).count();
+        assert!(documents.lines().count() == 32 && lengths.len() > 25, "{model}: {lengths:?}");
+        assert!(longer(128) >= 10 && longer(400) >= 5 && longer(1024) >= 1, "{model}: {lengths:?}");
     }
 }
 

@@ -15,6 +15,7 @@ use ortbench::package::Package;
 use ortbench::tasks::{Ask, Encoder, Kind, Outcome, Scored, Scores, TaskSet};
 use serde::Deserialize;
 
+use crate::differences::Differences;
 use crate::measuring::{only_run, rows};
 use crate::real::{load, ortbench, package, root};
 
@@ -152,6 +153,16 @@ impl Task<'_> {
         *self.case.results.get(&key).unwrap_or_else(|| panic!("{}: no `{key}`", self.name()))
     }
 
+    /// Compares the figures that both have.
+    fn compare_figures(&self, differences: &mut Differences, found: impl Fn(&str) -> Option<f64>) {
+        for name in self.figures() {
+            let (what, golden) = (format!("{} {name}", self.name()), self.figure(name).expect("a figure"));
+            let found = found(name).unwrap_or_else(|| panic!("{what} is missing"));
+            let of_perplexity = self.case.kind == "loglikelihood_rolling";
+            differences.near(&what, found, golden, if of_perplexity { OF_PERPLEXITY * golden } else { OF_SHARE });
+        }
+    }
+
     /// Names of the figures that both have.
     fn figures(&self) -> &'static [&'static str] {
         match self.case.kind.as_str() {
@@ -165,57 +176,10 @@ impl Task<'_> {
     }
 }
 
-/// Differences, all of them, so that a failure says what they have in common.
-#[derive(Default)]
-struct Differences {
-    text: String,
-    count: usize,
-    /// The largest, in parts of what is allowed.
-    worst: f64,
-    compared: usize,
-}
-
 impl Differences {
-    fn unequal(&mut self, what: &str, found: impl std::fmt::Debug, golden: impl std::fmt::Debug) {
-        self.count += 1;
-        if self.count <= 60 {
-            let _ = writeln!(self.text, "{what}: {found:?}, the harness has {golden:?}");
-        }
-    }
-
-    /// Counts what must be the same.
-    fn equal<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, found: &T, golden: &T) {
-        self.compared += 1;
-        if found != golden {
-            self.unequal(what, found, golden);
-        }
-    }
-
-    /// Counts what must be within that much.
-    fn near(&mut self, what: &str, found: f64, golden: f64, allowed: f64) {
-        self.compared += 1;
-        self.worst = self.worst.max((found - golden).abs() / allowed);
-        if (found - golden).abs() > allowed || !found.is_finite() {
-            self.unequal(what, found, golden);
-        }
-    }
-
+    /// Counts log-likelihoods, which must be as near as kernels are.
     fn log_likelihood(&mut self, what: &str, found: f64, golden: f64) {
         self.near(what, found, golden, ABSOLUTE + RELATIVE * golden.abs());
-    }
-
-    fn figures(&mut self, task: &Task, found: impl Fn(&str) -> Option<f64>) {
-        for name in task.figures() {
-            let (what, golden) = (format!("{} {name}", task.name()), task.figure(name).expect("a figure"));
-            let found = found(name).unwrap_or_else(|| panic!("{what} is missing"));
-            let of_perplexity = task.case.kind == "loglikelihood_rolling";
-            self.near(&what, found, golden, if of_perplexity { OF_PERPLEXITY * golden } else { OF_SHARE });
-        }
-    }
-
-    fn assert_none(&self, what: &str) {
-        eprintln!("{what}: {} comparisons, the farthest at {:.3} of what is allowed", self.compared, self.worst);
-        assert!(self.count == 0, "{what}: {} of {} differ\n{}", self.count, self.compared, self.text);
     }
 }
 
@@ -262,7 +226,7 @@ fn every_case(kind: &str) {
             }
             Kind::Generation | Kind::Code => texts(&task, &set, &package, &mut model, &mut differences),
         };
-        differences.figures(&task, |name| scored.figures.get(name).copied());
+        task.compare_figures(&mut differences, |name| scored.figures.get(name).copied());
     }
     differences.assert_none(kind);
 }
@@ -350,7 +314,7 @@ fn the_tables_of_a_run_have_the_harnesss_scores() {
     for (task, row) in golden.tasks().iter().zip(&tables) {
         let name = task.name();
         assert_eq!((&row["task"], &row["items"]), (&name, &task.case.items.len().to_string()));
-        differences.figures(task, |figure| row[figure].parse().ok());
+        task.compare_figures(&mut differences, |figure| row[figure].parse().ok());
         let set = task.set(&opened);
         let mut items = |metric: &str, value: &mut dyn FnMut(usize, &Item, f64, &mut Differences)| {
             let found = &by_task[&(name.as_str(), metric)];

@@ -1,5 +1,6 @@
 //! The one integration binary.
 
+mod differences;
 mod real;
 mod support;
 
