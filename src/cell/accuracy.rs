@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::CellId;
+use super::{CellId, PromptSource};
 
 /// Everything about a cell's answers that a matrix file settles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,8 +69,8 @@ pub enum TaskSource {
 /// The tokens over which a cell is compared with its reference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FidelityPlan {
-    /// A UTF-8 text, absolute.
-    pub text: PathBuf,
+    /// Where the tokens come from.
+    pub source: PromptSource,
     /// Tokens to score, at most.
     pub tokens: u32,
     /// Tokens of a window; windows follow each other without overlap.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cell::{AccuracyPlan, Category, Cell, Status, TaskSource};
+use crate::cell::{AccuracyPlan, Category, Cell, PromptSource, Status, TaskSource};
 use crate::config::{self, Matrix, Ready, Skip};
 use crate::error::{Context, Result};
 use crate::{probe, units};
@@ -152,7 +152,10 @@ fn describe(plan: &AccuracyPlan) -> String {
         lines.push(format!(
             "  fidelity over {} tokens of {}, {} continuations",
             fidelity.tokens,
-            fidelity.text.display(),
+            match &fidelity.source {
+                PromptSource::TextFile { path } => path.display().to_string(),
+                PromptSource::RandomTokens { seed } => format!("random ids of seed {seed}"),
+            },
             fidelity.generations
         ));
     }

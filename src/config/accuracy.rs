@@ -7,7 +7,7 @@ use serde_yaml::{Location, Spanned};
 
 use super::axes::{Axes, Axis};
 use super::check::Checker;
-use super::file::{AxesEntry, AxisEntry};
+use super::file::{AxesEntry, AxisEntry, RandomTokens};
 use super::paths;
 use crate::cell::{Category, Scoring};
 
@@ -27,7 +27,7 @@ pub struct AccuracyEntry {
     pub scoring: Option<Spanned<String>>,
     pub run_code: Option<bool>,
     pub reference: Option<Spanned<AxesEntry>>,
-    pub fidelity: Option<FidelityEntry>,
+    pub fidelity: Option<Spanned<FidelityEntry>>,
 }
 
 /// One of `tasks`: a description alone, or with settings.
@@ -56,7 +56,8 @@ pub struct TaskSettings {
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FidelityEntry {
-    pub text: Spanned<String>,
+    pub text: Option<Spanned<String>>,
+    pub random_tokens: Option<Spanned<RandomTokens>>,
     pub tokens: Option<Spanned<u32>>,
     pub window: Option<Spanned<u32>>,
     pub context: Option<Spanned<u32>>,
@@ -129,15 +130,22 @@ pub struct Reference {
     pub at: Location,
 }
 
-/// The text that is compared with the reference.
+/// The tokens that are compared with the reference.
 #[derive(Debug)]
 pub struct Fidelity {
-    pub text: Written,
+    pub source: FidelitySource,
     pub tokens: u32,
     pub window: u32,
     pub context: u32,
     pub generations: u32,
     pub generate_tokens: u32,
+}
+
+/// Where they come from.
+#[derive(Debug)]
+pub enum FidelitySource {
+    Text(Written),
+    RandomTokens { seed: u64 },
 }
 
 /// The categories of a file that names none. What accuracy means, only its section can say.
@@ -168,7 +176,7 @@ impl Checker<'_> {
             scoring: scoring.unwrap_or(Scoring::Batched),
             run_code: entry.run_code.unwrap_or(false),
             reference: entry.reference.as_ref().map(|axes| self.reference(axes)),
-            fidelity: entry.fidelity.as_ref().map(|fidelity| self.fidelity(fidelity)),
+            fidelity: entry.fidelity.as_ref().map(|fidelity| self.fidelity(&fidelity.value, fidelity.referenced)),
             floor,
         })
     }
@@ -260,7 +268,7 @@ impl Checker<'_> {
         Reference { axes, at: entry.referenced }
     }
 
-    fn fidelity(&mut self, entry: &FidelityEntry) -> Fidelity {
+    fn fidelity(&mut self, entry: &FidelityEntry, at: Location) -> Fidelity {
         let window = self.count(&entry.window, "window", 2, MAX_TOKENS).unwrap_or(256);
         let context = self.count(&entry.context, "context", 1, MAX_TOKENS).unwrap_or(window / 2);
         if let Some(written) = entry.context.as_ref().filter(|_| context >= window) {
@@ -268,12 +276,23 @@ impl Checker<'_> {
             self.problem(written.referenced, message);
         }
         Fidelity {
-            text: self.written(&entry.text.value, entry.text.referenced, "the fidelity text"),
+            source: self.fidelity_source(entry, at),
             tokens: self.count(&entry.tokens, "tokens", 1, MAX_TOKENS).unwrap_or(2048),
             window,
             context,
             generations: self.count(&entry.generations, "generations", 0, MAX_ITEMS).unwrap_or(8),
             generate_tokens: self.count(&entry.generate_tokens, "generate_tokens", 1, MAX_TOKENS).unwrap_or(32),
+        }
+    }
+
+    fn fidelity_source(&mut self, entry: &FidelityEntry, at: Location) -> FidelitySource {
+        match (&entry.text, &entry.random_tokens) {
+            (Some(text), None) => FidelitySource::Text(self.written(&text.value, text.referenced, "the fidelity text")),
+            (None, Some(random)) => FidelitySource::RandomTokens { seed: random.value.seed },
+            _ => {
+                self.problem(at, "`fidelity` needs one of `text` and `random_tokens`");
+                FidelitySource::RandomTokens { seed: 0 }
+            }
         }
     }
 

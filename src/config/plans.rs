@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_yaml::Location;
 
 use super::Excluded;
-use super::accuracy::{Accuracy, Reference, Task, Written};
+use super::accuracy::{Accuracy, FidelitySource, Reference, Task, Written};
 use super::axes::{Axis, Point};
 use super::check::{Checked, Override};
 use super::expand::id;
 use super::paths;
 use super::problem::Problem;
-use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, TaskRef, TaskSource};
+use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, PromptSource, TaskRef, TaskSource};
 use crate::tasks::Description;
 
 /// Axes on which answers do not depend: a reference serves all their values.
@@ -89,20 +89,13 @@ impl Planner<'_> {
             }
             tasks.push(resolved);
         }
-        let fidelity = accuracy.fidelity.as_ref().map(|fidelity| {
-            let text = paths::resolve(&self.file.folder, &self.fill(&fidelity.text, point));
-            if !text.is_file() {
-                let message = format!("the fidelity text `{}` does not exist", text.display());
-                self.tell(fidelity.text.at, message);
-            }
-            FidelityPlan {
-                text,
-                tokens: fidelity.tokens,
-                window: fidelity.window,
-                context: fidelity.context,
-                generations: fidelity.generations,
-                generate_tokens: fidelity.generate_tokens,
-            }
+        let fidelity = accuracy.fidelity.as_ref().map(|fidelity| FidelityPlan {
+            source: self.fidelity_source(&fidelity.source, point),
+            tokens: fidelity.tokens,
+            window: fidelity.window,
+            context: fidelity.context,
+            generations: fidelity.generations,
+            generate_tokens: fidelity.generate_tokens,
         });
         AccuracyPlan {
             tasks,
@@ -112,6 +105,19 @@ impl Planner<'_> {
             fidelity,
             reference: None,
             floor: accuracy.floor,
+        }
+    }
+
+    fn fidelity_source(&mut self, source: &FidelitySource, point: &Point) -> PromptSource {
+        match source {
+            FidelitySource::RandomTokens { seed } => PromptSource::RandomTokens { seed: *seed },
+            FidelitySource::Text(written) => {
+                let path = paths::resolve(&self.file.folder, &self.fill(written, point));
+                if !path.is_file() {
+                    self.tell(written.at, format!("the fidelity text `{}` does not exist", path.display()));
+                }
+                PromptSource::TextFile { path }
+            }
         }
     }
 

@@ -59,10 +59,11 @@ fn accuracy(axes: &Value) -> Value {
         "items": {"oneOf": [text("A description: a YAML file, or the name of a ready one."), task]},
     });
     let fidelity = object(
-        "A text over which each cell's distributions are compared with its reference's.",
-        &["text"],
+        "Tokens over which each cell's distributions are compared with its reference's: of a text, or drawn.",
+        &[],
         json!({
             "text": text("A UTF-8 file."),
+            "random_tokens": object("Uniform token ids, for models without tokenizer.", &[], json!({"seed": count(0, "Default 0.")})),
             "tokens": count(1, "Tokens to score, at most. Default 2048."),
             "window": count(2, "Tokens of a window. Default 256."),
             "context": count(1, "Tokens at the start of a window that are not scored. Default: half of it."),

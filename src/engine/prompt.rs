@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::cell::{ImageSize, PromptSource, Workload};
 use crate::engine::sampling::random_tokens;
 use crate::error::{Context, Error, Result};
-use crate::package::{Image, Manifest, Package};
+use crate::package::{Image, Package};
 use crate::vision::{self, Grid, Patches, Positions, RgbImage};
 
 /// One sequence's prompt.
@@ -98,7 +98,7 @@ impl Prompter {
         let kind = match &workload.prompt {
             PromptSource::RandomTokens { seed } => {
                 let mut random = ChaCha8Rng::seed_from_u64(*seed);
-                let exclude = special(manifest);
+                let exclude = package.special_tokens();
                 let vocab = manifest.shape.vocab_size as u32;
                 Kind::Ids((0..batch).map(|_| random_tokens(&mut random, tokens, vocab, &exclude)).collect())
             }
@@ -174,11 +174,4 @@ impl Picture {
         let pixels = (0..batch as u64).map(|row| vision::synthetic(width, height, seed.wrapping_add(row))).collect();
         Ok(Self { pixels, image })
     }
-}
-
-/// Tokens that a random prompt must not hold.
-fn special(manifest: &Manifest) -> Vec<u32> {
-    let tokens = &manifest.tokens;
-    let image = manifest.image.as_ref().map(|image| [image.image_token, image.vision_start, image.vision_end]);
-    tokens.eos.iter().copied().chain(tokens.pad).chain(tokens.bos).chain(image.into_iter().flatten()).collect()
 }

@@ -146,6 +146,13 @@ impl Package {
         })
     }
 
+    /// Tokens that random prompts must not hold: those that end, start or pad a text, and those of images.
+    pub fn special_tokens(&self) -> Vec<u32> {
+        let (tokens, image) = (&self.manifest.tokens, &self.manifest.image);
+        let image = image.as_ref().map(|image| [image.image_token, image.vision_start, image.vision_end]);
+        tokens.eos.iter().copied().chain(tokens.pad).chain(tokens.bos).chain(image.into_iter().flatten()).collect()
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.manifest.files.iter().map(|file| file.bytes).sum()

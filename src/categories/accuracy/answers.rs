@@ -27,6 +27,7 @@ pub struct Answers<'a> {
     model: &'a mut Model,
     scoring: Scoring,
     encoder: Encoder,
+    budget: Budget,
     truncated: u64,
 }
 
@@ -45,7 +46,8 @@ impl<'a> Answers<'a> {
     /// As [`Encoder::open`].
     pub fn new(set: &'a TaskSet, package: &'a Package, model: &'a mut Model, scoring: Scoring) -> Result<Self> {
         let encoder = Encoder::open(package, set.max_length)?;
-        Ok(Self { set, package, model, scoring, encoder, truncated: 0 })
+        let budget = budget(model);
+        Ok(Self { set, package, model, scoring, encoder, budget, truncated: 0 })
     }
 
     /// Requests whose context was cut so far.
@@ -77,7 +79,7 @@ impl<'a> Answers<'a> {
                 asked.with_context(|| self.in_item(item))?;
             }
             let all = requests.groups.iter().map(|group| group.continuations.len()).sum::<usize>().max(1);
-            let mut scorer = Scorer::new(self.model, self.scoring, Budget::default());
+            let mut scorer = Scorer::new(self.model, self.scoring, self.budget);
             let likelihoods =
                 scorer.score(&requests.groups, &mut |done| progress(slice.start + slice.len() * done / all))?;
             let of_item = |places: Vec<(usize, usize)>| {
@@ -112,8 +114,8 @@ impl<'a> Answers<'a> {
             };
             let sizes: Vec<Size> = prompts.iter().map(size).collect();
             let budget = match self.scoring {
-                Scoring::Batched => Budget::default(),
-                Scoring::OneByOne => Budget { rows: 1, ..Budget::default() },
+                Scoring::Batched => self.budget,
+                Scoring::OneByOne => Budget { rows: 1, ..self.budget },
             };
             let encoder = &self.encoder;
             for batch in batches(self.model, &sizes, budget) {
@@ -230,4 +232,10 @@ impl<'a> Answers<'a> {
     fn in_item(&self, item: &Item) -> String {
         format!("the item `{}` of the task `{}` cannot be asked", item.id, self.set.name)
     }
+}
+
+/// Bounds of batches for what memory is left beside the loaded model.
+pub(super) fn budget(model: &Model) -> Budget {
+    let usable = probe::usable_memory_bytes().unwrap_or(u64::MAX);
+    Budget::within(usable, model.manifest().shape.hidden_size)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Behaviour;
-use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, Scoring, TaskRef, TaskSource};
+use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, PromptSource, Scoring, TaskRef, TaskSource};
 use crate::protocol::{FactValue, ItemResults, Message, TaskResult};
 
 /// A cell that the fake measures, its accuracy among the rest: a choice, a perplexity, and a text.
@@ -27,7 +27,7 @@ pub fn cell_with_accuracy(name: &str, backend: &str, reference: Option<&CellId>)
         scoring: Scoring::Batched,
         run_code: false,
         fidelity: Some(FidelityPlan {
-            text: "/fake/text.txt".into(),
+            source: PromptSource::TextFile { path: "/fake/text.txt".into() },
             tokens: 64,
             window: 16,
             context: 8,

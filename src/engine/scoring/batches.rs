@@ -19,6 +19,21 @@ impl Default for Budget {
     }
 }
 
+impl Budget {
+    /// The usual bounds, or smaller ones where a process may use little more memory: a quarter of it for the cache, a
+    /// sixteenth for logits, an eighth for activations, of which a token takes about sixteen times the hidden size.
+    pub fn within(usable_bytes: u64, hidden_size: u64) -> Self {
+        let most = Self::default();
+        let tokens = usable_bytes / 8 / (16 * size_of::<f32>() as u64 * hidden_size.max(1));
+        Self {
+            cache_bytes: most.cache_bytes.min(usable_bytes / 4),
+            logits_bytes: most.logits_bytes.min(usable_bytes / 16),
+            tokens: most.tokens.min(tokens as usize),
+            rows: most.rows,
+        }
+    }
+}
+
 /// What one sequence takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -109,6 +124,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn bounds_shrink_with_the_memory() {
+        assert_eq!(Budget::within(64 << 30, 2560), Budget::default());
+        let little = Budget::within(1 << 30, 2560);
+        assert_eq!((little.cache_bytes, little.logits_bytes), (256 << 20, 64 << 20));
+        assert_eq!(little.tokens, 819);
+        // A batch holds one sequence whatever the bounds.
+        let size = Size { tokens: 10, capacity: 10, tail: 1 };
+        assert_eq!(batches(&[size; 2], COST, Budget::within(0, 0)), [vec![0], vec![1]]);
     }
 
     #[test]

@@ -5,11 +5,14 @@ mod store;
 
 use std::path::Path;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{FidelityPlan, Scoring};
-use crate::engine::sampling::argmax;
-use crate::engine::scoring::{Budget, Normaliser, Scorer};
+use crate::categories::accuracy::answers::budget;
+use crate::cell::{FidelityPlan, PromptSource, Scoring};
+use crate::engine::sampling::{self, argmax};
+use crate::engine::scoring::{Normaliser, Scorer};
 use crate::engine::{Decoder, Features, Model, Prompt};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
@@ -41,7 +44,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Reads and tokenizes the plan's text, and cuts as many windows as its tokens to score take.
+    /// The plan's tokens, as many windows as its tokens to score take.
     ///
     /// # Errors
     /// A text that cannot be read or does not fill one window, a window beyond the model's context.
@@ -55,22 +58,12 @@ impl Windows {
             ))
             .hint("lower `fidelity: window` or `generate_tokens`"));
         }
-        let shown = plan.text.display();
-        let text = std::fs::read_to_string(&plan.text).with_context(|| format!("cannot read the text `{shown}`"))?;
-        let encoding = package
-            .tokenizer()?
-            .encode(text, false)
-            .map_err(|error| Error::new(format!("cannot tokenize the text `{shown}`")).because(error))?;
         let scored = window - context;
-        let count = (plan.tokens as usize).div_ceil(scored).min(encoding.len() / window);
-        if count == 0 {
-            return Err(Error::new(format!(
-                "the text `{shown}` has {} tokens and does not fill one window of {window}",
-                encoding.len()
-            ))
-            .hint("take a longer text, or lower `fidelity: window`"));
-        }
-        let tokens = encoding.get_ids()[..count * window].to_vec();
+        let wanted = (plan.tokens as usize).div_ceil(scored);
+        let tokens = match &plan.source {
+            PromptSource::RandomTokens { seed } => random_tokens(package, *seed, wanted * window),
+            PromptSource::TextFile { path } => tokenize(package, path, window, wanted)?,
+        };
         Ok(Self { tokens, window, context })
     }
 
@@ -85,7 +78,8 @@ impl Windows {
         report: &Reporter,
         visit: &mut dyn FnMut(&[f32], u32) -> Result<()>,
     ) -> Result<()> {
-        let mut scorer = Scorer::new(model, Scoring::Batched, Budget::default());
+        let budget = budget(model);
+        let mut scorer = Scorer::new(model, Scoring::Batched, budget);
         for (number, window) in self.iter().enumerate() {
             report.progress("fidelity", number as u64, self.iter().len() as u64)?;
             // The last token is predicted and predicts nothing.
@@ -118,6 +112,31 @@ impl Windows {
         }
         Ok(rows)
     }
+}
+
+/// The tokens of as many windows of a text as are wanted, or as there are.
+fn tokenize(package: &Package, path: &Path, window: usize, wanted: usize) -> Result<Vec<u32>> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the text `{shown}`"))?;
+    let encoding = package
+        .tokenizer()?
+        .encode(text, false)
+        .map_err(|error| Error::new(format!("cannot tokenize the text `{shown}`")).because(error))?;
+    let count = wanted.min(encoding.len() / window);
+    if count == 0 {
+        return Err(Error::new(format!(
+            "the text `{shown}` has {} tokens and does not fill one window of {window}",
+            encoding.len()
+        ))
+        .hint("take a longer text, or lower `fidelity: window`"));
+    }
+    Ok(encoding.get_ids()[..count * window].to_vec())
+}
+
+/// Uniform ids, special tokens excluded.
+fn random_tokens(package: &Package, seed: u64, count: usize) -> Vec<u32> {
+    let vocab = package.manifest.shape.vocab_size as u32;
+    sampling::random_tokens(&mut ChaCha8Rng::seed_from_u64(seed), count, vocab, &package.special_tokens())
 }
 
 /// Writes the reference's logits into its folder, and returns the rest.
