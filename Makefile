@@ -22,7 +22,7 @@ FULL_SHAPE := $(foreach name,qwen3-4b qwen3-vl-2b,$(name)/int4-fused $(name)/int
 	qwen3-coder-30b-a3b/int4-fused glm-4.7-flash/int4-fused
 FULL_SHAPE_MANIFESTS := $(FULL_SHAPE:%=$(PACKAGES)/full-shape/%/manifest.json)
 
-.PHONY: help bench bench-full-shape full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
+.PHONY: help bench bench-full-shape bench-scoring full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,6 +43,9 @@ runtimes: build $(VENV_STAMP) ## ONNX Runtime with the CPU and the OpenVINO prov
 	@PYTHON=$(VENV)/bin/python $(BIN) runtime install cpu openvino
 
 packages: $(TINY_MANIFESTS) ## export the trained miniatures to ONNX packages
+
+bench-scoring: runtimes packages models/packages/full-shape/qwen3-4b/int4-fused/manifest.json ## batched scoring against one sequence after the other (half an hour)
+	docs/measurements/scoring/measure.sh
 
 full-shape: $(FULL_SHAPE_MANIFESTS) ## export the four models at full size with random weights
 

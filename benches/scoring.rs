@@ -1,7 +1,8 @@
 //! Items a second of multiple-choice scoring, batched with shared prompts against one sequence after the other, in
 //! alternation (A B B A) in one process:
 //!
-//!     cargo bench --bench scoring -- PACKAGE TASK.yaml|SHAPE [--provider cpu|openvino] [--threads N] [--items N] [--rounds N]
+//!     cargo bench --bench scoring -- PACKAGE TASK.yaml|SHAPE [--data FILE] [--provider cpu|openvino] [--threads N]
+//!         [--items N] [--rounds N]
 //!
 //! A SHAPE is items of random tokens as a public set has them: `hellaswag` (contexts of about 90 tokens, four endings of
 //! about 25), `mmlu` (120 tokens, four letters), `mmlu-5-shot` (the same behind 600 tokens of examples).
@@ -9,7 +10,7 @@
 //! The two arms' answers are compared. Log-likelihoods differ in the last digits, and by more where activations are
 //! rounded to integers (int8, int4): a last digit decides which one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ortbench::cell::{Backend, ProviderKind, RuntimeRef, Scoring, TaskRef, TaskSource};
@@ -45,8 +46,11 @@ fn measure(package: &str, work: &str, options: &[String]) -> Result<()> {
     let (items, rounds) = (number("--items", 100)?, number("--rounds", 6)?);
 
     let package = Package::open(Path::new(package))?;
-    let groups =
-        if work.ends_with(".yaml") { of_task(&package, work, items)? } else { of_shape(&package, work, items)? };
+    let data = option("--data").map(PathBuf::from);
+    let groups = match work.ends_with(".yaml") {
+        true => of_task(&package, work, data, items)?,
+        false => of_shape(&package, work, items)?,
+    };
     let runtime = RuntimeRef::Installed(provider.name().to_owned());
     let backend = Backend { name: provider.name().into(), runtime: runtime.clone(), provider, options: [].into() };
     let runtime = Runtime::load(&catalog::find(&runtime)?.path)?;
@@ -77,10 +81,12 @@ fn measure(package: &str, work: &str, options: &[String]) -> Result<()> {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let interval = ratio.ci95.map_or(String::new(), |ci| format!(" [{:.2}, {:.2}]", ci.low, ci.high));
     println!(
-        "{} {} {work}: {} items, {:.2} against {:.2} items/s, ratio {:.2}{interval}; {others} other answers, largest \
+        "{} {} {} on {provider}, {}: {} items, {:.2} against {:.2} items/s, ratio {:.2}{interval}; {others} other answers, largest \
          difference of a log-likelihood {difference:.1e}",
         package.manifest.model.id,
         package.manifest.precision.name,
+        package.manifest.flavour,
+        Path::new(work).file_stem().unwrap_or_default().display(),
         groups.len(),
         mean(&rates[0]),
         mean(&rates[1]),
@@ -89,11 +95,11 @@ fn measure(package: &str, work: &str, options: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn of_task(package: &Package, path: &str, items: usize) -> Result<Vec<Group>> {
+fn of_task(package: &Package, path: &str, data: Option<PathBuf>, items: usize) -> Result<Vec<Group>> {
     let task = TaskRef {
         name: "task".to_owned(),
         description: TaskSource::File(path.into()),
-        data: None,
+        data,
         examples: None,
         limit: Some(items as u32),
         fewshot: None,

@@ -94,9 +94,8 @@ impl<'a> Scorer<'a> {
         let mut found: Vec<Vec<Likelihood>> =
             groups.iter().map(|group| vec![Likelihood::CERTAIN; group.continuations.len()]).collect();
         let mut done = 0;
-        let in_order = self.prefix_order(groups);
-        if !in_order.is_empty() {
-            self.score_in_order(groups, &in_order, &mut found, progress)?;
+        if let Some(order) = self.prefix_order(groups) {
+            self.score_in_order(groups, &order, &mut found, progress)?;
             return Ok(found);
         }
         let (shared, apart): (Vec<usize>, Vec<usize>) =

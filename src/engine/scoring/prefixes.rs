@@ -1,32 +1,64 @@
-//! Prompts that begin alike, one after the other in one cache: what a prompt shares with the one before it is not
-//! computed again. It takes a cache that is updated in place, and a batch of one, since fused kernels append several
+//! Prompts one after the other in one cache: what a prompt shares with the one before it is not computed again, and each
+//! continuation runs in one piece. It takes a cache that is updated in place, and a batch of one, since fused kernels append several
 //! tokens to one row only.
 
-use super::{Group, Likelihood, Scorer};
+use super::{Group, Likelihood, Scorer, Size, batches};
 use crate::cell::Scoring;
 use crate::engine::plan::CacheMode;
 use crate::engine::{Decoder, Features};
 use crate::error::{Error, Result};
 
-/// What a run of one sequence costs beyond its tokens, in tokens: the weights are read for it alone. Between 5 (the
-/// miniatures) and 20 (4 billion weights) where it was measured.
-const RUN_ALONE_IN_TOKENS: usize = 16;
+/// What a run costs beyond its tokens, in tokens: the weights are read once more, and every operator starts once more.
+/// Between 5 (the miniatures) and 20 (4 billion weights) where it was measured.
+const RUN_IN_TOKENS: usize = 16;
 
 impl Scorer<'_> {
-    /// The order in which prompts share the most with their neighbour; empty where sharing saves less than batches do.
-    pub(super) fn prefix_order(&self, groups: &[Group]) -> Vec<usize> {
+    /// The order in which prompts share the most with their neighbour, where one after the other in one cache costs less
+    /// than batches do: because much is shared, or because batches are small and step token by token.
+    pub(super) fn prefix_order(&self, groups: &[Group]) -> Option<Vec<usize>> {
         let possible = self.scoring == Scoring::Batched
             && self.model.cache_mode() == CacheMode::InPlace
             && groups.iter().all(|group| group.prompt.images.is_empty());
         if !possible {
-            return Vec::new();
+            return None;
         }
         let prompt = |index: usize| groups[index].prompt.tokens.as_slice();
         let mut order: Vec<usize> = (0..groups.len()).collect();
         order.sort_by(|&a, &b| prompt(a).cmp(prompt(b)));
         let saved: usize = order.windows(2).map(|pair| common(prompt(pair[0]), prompt(pair[1]))).sum();
-        let runs: usize = groups.iter().map(runs).sum();
-        if saved > runs * RUN_ALONE_IN_TOKENS { order } else { Vec::new() }
+        let alone: usize = groups.iter().map(cost_alone).sum();
+        (alone - saved < self.cost_in_batches(groups)).then_some(order)
+    }
+
+    /// Tokens and runs of all groups in batches.
+    fn cost_in_batches(&self, groups: &[Group]) -> usize {
+        let (shared, apart): (Vec<&Group>, Vec<&Group>) = groups.iter().partition(|group| self.shares(group));
+        let sizes: Vec<Size> = shared.iter().map(|group| self.shared_size(group)).collect();
+        let of_batch = |batch: Vec<usize>| {
+            let rows = batch.iter().map(|&index| shared[index]);
+            let prompts: usize = rows.clone().map(|group| group.prompt.tokens.len()).sum();
+            let most = rows.clone().map(|group| group.continuations.len()).max().unwrap_or(0);
+            let tried = (0..most).map(|number| {
+                let read =
+                    rows.clone().map(|group| group.continuations.get(number).map_or(0, |tokens| tokens.len() - 1));
+                let longest = read.clone().max().unwrap_or(0);
+                if self.model.extends_batches() {
+                    read.sum::<usize>() + RUN_IN_TOKENS * longest.min(1)
+                } else {
+                    longest * (batch.len() + RUN_IN_TOKENS)
+                }
+            });
+            prompts + RUN_IN_TOKENS + tried.sum::<usize>()
+        };
+        let shared: usize = batches(self.model, &sizes, self.budget).into_iter().map(of_batch).sum();
+        let whole = |group: &&Group| {
+            let prompt = group.prompt.tokens.len();
+            group.continuations.iter().map(move |tokens| prompt + tokens.len() - 1).collect::<Vec<_>>()
+        };
+        let whole: Vec<Size> =
+            apart.iter().flat_map(whole).map(|tokens| Size { tokens, capacity: tokens, tail: 1 }).collect();
+        let runs = batches(self.model, &whole, self.budget).len();
+        shared + whole.iter().map(|size| size.tokens).sum::<usize>() + RUN_IN_TOKENS * runs
     }
 
     /// Scores the groups in this order.
@@ -73,9 +105,10 @@ impl Scorer<'_> {
     }
 }
 
-/// Runs of a group: its prompt's, and one for each continuation of several tokens.
-fn runs(group: &Group) -> usize {
-    1 + group.continuations.iter().filter(|tokens| tokens.len() > 1).count()
+/// Tokens and runs of a group by itself: its prompt, and each continuation of several tokens in one run.
+fn cost_alone(group: &Group) -> usize {
+    let read = group.continuations.iter().map(|tokens| tokens.len() - 1).filter(|read| *read > 0);
+    group.prompt.tokens.len() + RUN_IN_TOKENS + read.map(|read| read + RUN_IN_TOKENS).sum::<usize>()
 }
 
 /// Length of the common beginning.
