@@ -19,7 +19,7 @@ mod schema;
 mod tasks;
 mod worker;
 
-/// Compares ONNX Runtime's execution providers on language models: speed, throughput and memory, measured.
+/// Compares ONNX Runtime's execution providers on language models: speed, throughput, memory and accuracy, measured.
 #[derive(Debug, Parser)]
 #[command(name = "ortbench", version)]
 pub struct Cli {

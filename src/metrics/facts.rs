@@ -104,10 +104,10 @@ pub const FACTS: &[Fact] = &[
     fact("accuracy_tasks", FactKind::Text, Some(Accuracy), "Each task's score, its standard error and its items."),
     fact("accuracy_items", FactKind::Integer, Some(Accuracy), "Items scored, over all tasks."),
     fact(
-        "accuracy_truncated_requests",
+        "accuracy_truncated_items",
         FactKind::Integer,
         Some(Accuracy),
-        "Requests that were cut from the left to fit the model's context.",
+        "Items of which a request was cut from the left to fit the context.",
     ),
     fact("accuracy_scoring_seconds", FactKind::Float, Some(Accuracy), "Wall time of all tasks, without loading."),
     fact(
@@ -126,16 +126,23 @@ pub const FACTS: &[Fact] = &[
         "accuracy_of_reference_ratio",
         FactKind::Score,
         Some(Accuracy),
-        "The smallest ratio of a task's score to the reference's (for perplexities, the reference's to the cell's).",
+        "The smallest ratio of a task's score to the reference's (for perplexities, the reference's to the cell's); empty where the reference's score is 0.",
     ),
     fact(
         "answer_flips",
         FactKind::Integer,
         Some(Accuracy),
-        "Items that the reference answers otherwise, over all tasks.",
+        "Items, over all tasks, that are right in one and wrong in the other of cell and reference.",
     ),
     fact("answer_flips_to_right", FactKind::Integer, Some(Accuracy), "Of these, from wrong to right."),
     fact("answer_flips_to_wrong", FactKind::Integer, Some(Accuracy), "Of these, from right to wrong."),
+    fact(
+        "answers_changed",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Items with another answer than the reference's, those that are wrong in both among them.",
+    ),
+    fact("flip_items", FactKind::Integer, Some(Accuracy), "Items that can flip: documents of perplexities cannot."),
     fact("reference_cell", FactKind::Text, Some(Accuracy), "The cell whose answers this one is compared with."),
     fact("fidelity_tokens", FactKind::Integer, Some(Accuracy), "Tokens over which distributions were compared."),
     fact(

@@ -56,11 +56,12 @@ pub const TASK_FIGURES: &[TaskFigure] = &[
     figure(
         "of_reference_ratio",
         Higher,
-        "Score ÷ the reference's score; where smaller is better, the reference's ÷ the cell's.",
+        "Score ÷ the reference's score; where smaller is better, the reference's ÷ the cell's. Empty where that divides by 0.",
     ),
-    figure("flips", Lower, "Items whose outcome (right or wrong) or chosen answer is another than the reference's."),
+    figure("flips", Lower, "Items that are right in one and wrong in the other of cell and reference."),
     figure("flips_to_right", Neither, "Items that the reference has wrong and the cell right."),
     figure("flips_to_wrong", Lower, "Items that the reference has right and the cell wrong."),
+    figure("answers_changed", Lower, "Items with another answer than the reference's, wrong in both among them."),
 ];
 
 /// A figure of one item, a row of `samples.csv`.
@@ -70,12 +71,16 @@ pub const ITEM_FIGURES: &[TaskFigure] = &[
         Higher,
         "1 where the right choice has the largest log-likelihood, or greedy decoding gives the continuation, else 0.",
     ),
+    figure("item_acc_norm", Higher, "The same with log-likelihoods divided by the choices' characters."),
+    figure("item_acc_bytes", Higher, "The same with log-likelihoods divided by the choices' UTF-8 bytes."),
     figure("item_choice", Neither, "Index of the choice with the largest log-likelihood, from 0."),
     figure(
         "item_log_likelihood",
         Higher,
         "Log-likelihood of the right choice, the continuation or the document, in nats.",
     ),
+    figure("item_words", Neither, "Words of the document, between white space of the original text."),
+    figure("item_bytes", Neither, "UTF-8 bytes of the original text."),
     figure("item_exact_match", Higher, "1 where the extracted answer is right, else 0."),
     figure("item_pass", Higher, "1 where the program ended with success, else 0."),
 ];

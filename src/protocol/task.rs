@@ -19,6 +19,9 @@ pub struct TaskResult {
     pub chat: bool,
     /// Requests that were cut from the left to fit the context.
     pub truncated: u64,
+    /// Items of which at least one request was cut.
+    #[serde(default)]
+    pub truncated_items: u64,
     /// The figure that stands for the task (`acc`, `exact_match`, …), one of those in `figures`.
     pub metric: String,
     /// Figures by name; each is named in `metrics::TASK_FIGURES`. What is not finite arrives as NaN, as samples do.

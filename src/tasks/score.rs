@@ -37,15 +37,34 @@ pub struct Scored {
     pub outcomes: Vec<Outcome>,
 }
 
-/// How outcomes differ from a reference's.
+/// How outcomes differ from a reference's ("Accuracy is not all you need", arXiv 2407.09141: flips are changes between
+/// right and wrong).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flips {
     /// Items with another outcome or another answer.
-    pub all: usize,
-    /// Those that the reference has wrong.
+    pub changed: usize,
+    /// Those that the reference has wrong and the cell right.
     pub to_right: usize,
-    /// Those that the reference has right.
+    /// Those that the reference has right and the cell wrong.
     pub to_wrong: usize,
+    /// Items that are right or wrong at all.
+    pub items: usize,
+}
+
+impl Flips {
+    /// Items that are right in one and wrong in the other.
+    pub fn flips(&self) -> usize {
+        self.to_right + self.to_wrong
+    }
+
+    /// The difference of the two shares of right items, and its standard error over the pairs: that of a mean of
+    /// differences of 1, 0 and −1. `None` below two items.
+    pub fn difference(&self) -> Option<(f64, f64)> {
+        let n = self.items as f64;
+        let mean = (self.to_right as f64 - self.to_wrong as f64) / n;
+        let variance = self.flips() as f64 / n - mean * mean;
+        (self.items > 1).then(|| (mean, (variance / (n - 1.0)).sqrt()))
+    }
 }
 
 /// Collects a task's answers, in any order.
@@ -58,9 +77,14 @@ pub struct Scores<'s> {
 #[derive(Debug, Clone)]
 struct Answer {
     outcome: Outcome,
-    /// Right with log-likelihoods divided by the choices' characters, and by their bytes.
-    normed: [bool; 2],
+    /// Of a choice, right by log-likelihoods as they are, divided by the choices' characters, and by their bytes.
+    choices: [bool; 3],
+    /// Index of the largest log-likelihood.
+    likeliest: usize,
 }
+
+/// The figures of a choice, in the order of [`Answer::choices`].
+const CHOICE_FIGURES: [&str; 3] = ["acc", "acc_norm", "acc_bytes"];
 
 impl<'s> Scores<'s> {
     /// None yet.
@@ -85,16 +109,19 @@ impl<'s> Scores<'s> {
         let by = |length: fn(&str) -> usize| {
             let normed: Vec<f64> =
                 choices.iter().zip(log_likelihoods).map(|(choice, value)| value / length(choice) as f64).collect();
-            largest(&normed) == *answer
+            largest(&normed)
         };
-        let chosen = largest(log_likelihoods);
+        let chosen = [largest(log_likelihoods), by(|choice| choice.chars().count()), by(str::len)];
+        // What counts as the answer is what the task's main figure counts.
+        let main = CHOICE_FIGURES.iter().position(|figure| *figure == self.set.metric).unwrap_or(0);
         let outcome = Outcome {
             id: item.id.clone(),
-            right: Some(chosen == *answer),
-            chosen: Some(chosen.to_string()),
+            right: Some(chosen[main] == *answer),
+            chosen: Some(chosen[main].to_string()),
             log_likelihood: Some(log_likelihoods[*answer]),
         };
-        Ok(self.keep(index, outcome, [by(|choice| choice.chars().count()), by(str::len)]))
+        let answer = Answer { outcome, choices: chosen.map(|chosen| chosen == *answer), likeliest: chosen[0] };
+        Ok(&self.answers[index].insert(answer).outcome)
     }
 
     /// A given continuation: its log-likelihood in nats, and whether each of its tokens is the most likely one.
@@ -107,7 +134,7 @@ impl<'s> Scores<'s> {
         finite(log_likelihood, &format!("of the continuation of the item `{}`", item.id))?;
         let log_likelihood = Some(log_likelihood);
         let outcome = Outcome { id: item.id.clone(), right: Some(greedy), chosen: None, log_likelihood };
-        Ok(self.keep(index, outcome, [false; 2]))
+        Ok(self.keep(index, outcome))
     }
 
     /// A document: its log-likelihood in nats, all windows together.
@@ -119,7 +146,7 @@ impl<'s> Scores<'s> {
         let Ask::Perplexity { .. } = item.ask else { return Err(other_kind(item)) };
         finite(log_likelihood, &format!("of the document `{}`", item.id))?;
         let outcome = Outcome { id: item.id.clone(), right: None, chosen: None, log_likelihood: Some(log_likelihood) };
-        Ok(self.keep(index, outcome, [false; 2]))
+        Ok(self.keep(index, outcome))
     }
 
     /// What the model wrote; it is cut at its stop here.
@@ -131,7 +158,7 @@ impl<'s> Scores<'s> {
         let Ask::Generation { answers, .. } = &item.ask else { return Err(other_kind(item)) };
         let (chosen, right) = self.set.description.judging.judge(self.set.stops.apply(text), answers)?;
         let outcome = Outcome { id: item.id.clone(), right: Some(right), chosen: Some(chosen), log_likelihood: None };
-        Ok(self.keep(index, outcome, [false; 2]))
+        Ok(self.keep(index, outcome))
     }
 
     /// Whether an item's program ended with success.
@@ -142,7 +169,7 @@ impl<'s> Scores<'s> {
         let item = self.item(index)?;
         let Ask::Code { .. } = item.ask else { return Err(other_kind(item)) };
         let outcome = Outcome { id: item.id.clone(), right: Some(passed), chosen: None, log_likelihood: None };
-        Ok(self.keep(index, outcome, [false; 2]))
+        Ok(self.keep(index, outcome))
     }
 
     /// The figures, once every item has its answer.
@@ -163,12 +190,11 @@ impl<'s> Scores<'s> {
         let mut figures = BTreeMap::new();
         match &set.description.form {
             Form::Choice { inputs, .. } => {
-                add_share(&mut figures, "acc", &right);
-                if matches!(inputs, Inputs::Continuations { .. }) {
-                    for (name, which) in [("acc_norm", 0), ("acc_bytes", 1)] {
-                        let normed: Vec<bool> = answers.iter().map(|answer| answer.normed[which]).collect();
-                        add_share(&mut figures, name, &normed);
-                    }
+                // Of contexts, lengths say nothing.
+                let count = if matches!(inputs, Inputs::Continuations { .. }) { CHOICE_FIGURES.len() } else { 1 };
+                for (which, name) in CHOICE_FIGURES.into_iter().enumerate().take(count) {
+                    let right: Vec<bool> = answers.iter().map(|answer| answer.choices[which]).collect();
+                    add_share(&mut figures, name, &right);
                 }
             }
             Form::Continuation { .. } => {
@@ -183,8 +209,9 @@ impl<'s> Scores<'s> {
         if !figures.contains_key(set.metric) {
             return Err(Error::invalid(format!("the {} is beyond what a number can hold", set.metric)));
         }
+        let items = item_figures(set, &answers);
         let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.outcome).collect();
-        Ok(Scored { metric: set.metric, figures, items: item_figures(set, &outcomes), outcomes })
+        Ok(Scored { metric: set.metric, figures, items, outcomes })
     }
 
     fn item(&self, index: usize) -> Result<&'s Item> {
@@ -192,8 +219,8 @@ impl<'s> Scores<'s> {
         self.set.items.get(index).ok_or_else(|| Error::new(format!("there is no item {index} among {count}")))
     }
 
-    fn keep(&mut self, index: usize, outcome: Outcome, normed: [bool; 2]) -> &Outcome {
-        &self.answers[index].insert(Answer { outcome, normed }).outcome
+    fn keep(&mut self, index: usize, outcome: Outcome) -> &Outcome {
+        &self.answers[index].insert(Answer { outcome, choices: [false; 3], likeliest: 0 }).outcome
     }
 }
 
@@ -210,7 +237,8 @@ pub fn compare(outcomes: &[Outcome], reference: &[Outcome]) -> Result<Flips> {
     }
     let mut flips = Flips::default();
     for (ours, theirs) in outcomes.iter().zip(reference) {
-        flips.all += usize::from(ours.right != theirs.right || ours.chosen != theirs.chosen);
+        flips.items += usize::from(ours.right.is_some());
+        flips.changed += usize::from(ours.right != theirs.right || ours.chosen != theirs.chosen);
         flips.to_right += usize::from(ours.right == Some(true) && theirs.right == Some(false));
         flips.to_wrong += usize::from(ours.right == Some(false) && theirs.right == Some(true));
     }
@@ -304,27 +332,44 @@ fn add_perplexity(figures: &mut BTreeMap<String, f64>, answers: &[Answer]) {
     add_bootstrapped(figures, ["perplexity"], &items, |[log_likelihood, n]| [(-log_likelihood / n).exp()]);
 }
 
-fn item_figures(set: &TaskSet, outcomes: &[Outcome]) -> Vec<ItemResults> {
-    let ids: Vec<String> = outcomes.iter().map(|outcome| outcome.id.clone()).collect();
-    let results = |metric: &str, value: &dyn Fn(&Outcome) -> f64| ItemResults {
+/// What the figures of the task can be computed from again.
+fn item_figures(set: &TaskSet, answers: &[Answer]) -> Vec<ItemResults> {
+    let ids: Vec<String> = answers.iter().map(|answer| answer.outcome.id.clone()).collect();
+    let results = |metric: &str, value: &dyn Fn(usize, &Answer) -> f64| ItemResults {
         task: set.name.clone(),
         metric: metric.to_owned(),
         ids: ids.clone(),
-        values: outcomes.iter().map(value).collect(),
+        values: answers.iter().enumerate().map(|(index, answer)| value(index, answer)).collect(),
     };
-    let right = |outcome: &Outcome| f64::from(u8::from(outcome.right == Some(true)));
-    let log_likelihood = |outcome: &Outcome| outcome.log_likelihood.unwrap_or_default();
-    let choice = |outcome: &Outcome| outcome.chosen.as_ref().and_then(|index| index.parse().ok()).unwrap_or_default();
+    let one = |right: bool| f64::from(u8::from(right));
+    let right = |_: usize, answer: &Answer| one(answer.outcome.right == Some(true));
+    let log_likelihood = |_: usize, answer: &Answer| answer.outcome.log_likelihood.unwrap_or_default();
     match &set.description.form {
-        Form::Choice { .. } => vec![
-            results("item_acc", &right),
-            results("item_choice", &choice),
-            results("item_log_likelihood", &log_likelihood),
-        ],
+        Form::Choice { inputs, .. } => {
+            let mut items = vec![
+                results("item_acc", &|_, answer| one(answer.choices[0])),
+                results("item_choice", &|_, answer| answer.likeliest as f64),
+                results("item_log_likelihood", &log_likelihood),
+            ];
+            if matches!(inputs, Inputs::Continuations { .. }) {
+                items.push(results("item_acc_norm", &|_, answer| one(answer.choices[1])));
+                items.push(results("item_acc_bytes", &|_, answer| one(answer.choices[2])));
+            }
+            items
+        }
         Form::Continuation { .. } => {
             vec![results("item_acc", &right), results("item_log_likelihood", &log_likelihood)]
         }
-        Form::Perplexity { .. } => vec![results("item_log_likelihood", &log_likelihood)],
+        Form::Perplexity { .. } => {
+            let count = |of: fn(&Ask) -> usize| move |index: usize, _: &Answer| of(&set.items[index].ask) as f64;
+            let words = |ask: &Ask| if let Ask::Perplexity { words, .. } = ask { *words } else { 0 };
+            let bytes = |ask: &Ask| if let Ask::Perplexity { bytes, .. } = ask { *bytes } else { 0 };
+            vec![
+                results("item_log_likelihood", &log_likelihood),
+                results("item_words", &count(words)),
+                results("item_bytes", &count(bytes)),
+            ]
+        }
         Form::Generation { .. } => vec![results("item_exact_match", &right)],
         Form::Code { .. } => vec![results("item_pass", &right)],
     }

@@ -28,7 +28,16 @@ pub struct Answers<'a> {
     scoring: Scoring,
     encoder: Encoder,
     budget: Budget,
-    truncated: u64,
+    truncated: Truncated,
+}
+
+/// What was cut from the left to fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Truncated {
+    /// Requests.
+    pub requests: u64,
+    /// Items of which at least one request was cut.
+    pub items: u64,
 }
 
 /// Groups of requests, and each item's places among them.
@@ -47,11 +56,11 @@ impl<'a> Answers<'a> {
     pub fn new(set: &'a TaskSet, package: &'a Package, model: &'a mut Model, scoring: Scoring) -> Result<Self> {
         let encoder = Encoder::open(package, set.max_length)?;
         let budget = budget(model);
-        Ok(Self { set, package, model, scoring, encoder, budget, truncated: 0 })
+        Ok(Self { set, package, model, scoring, encoder, budget, truncated: Truncated::default() })
     }
 
-    /// Requests whose context was cut so far.
-    pub fn truncated(&self) -> u64 {
+    /// What was cut so far.
+    pub fn truncated(&self) -> Truncated {
         self.truncated
     }
 
@@ -104,7 +113,8 @@ impl<'a> Answers<'a> {
                 .collect::<Result<Vec<_>>>()?
                 .into_iter()
                 .map(|(prompt, cut)| {
-                    self.truncated += u64::from(cut);
+                    self.truncated.requests += u64::from(cut);
+                    self.truncated.items += u64::from(cut);
                     prompt
                 })
                 .collect();
@@ -148,9 +158,10 @@ impl<'a> Answers<'a> {
         let first = requests.groups.len();
         let mut contexts: Vec<Vec<u32>> = Vec::new();
         let mut places = Vec::with_capacity(pairs.len());
+        let mut cut = 0;
         for &(context, continuation) in pairs {
             let request = self.encoder.pair(context, continuation)?;
-            self.truncated += u64::from(request.truncated);
+            cut += u64::from(request.truncated);
             self.whole(&images, !request.truncated)?;
             let place = match contexts.iter().position(|known| *known == request.context) {
                 Some(place) => place,
@@ -167,6 +178,8 @@ impl<'a> Answers<'a> {
             continuations.push(request.continuation);
         }
         requests.places.push(places);
+        self.truncated.requests += cut;
+        self.truncated.items += cut.min(1);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Asks a task's items and judges the answers.
 
+use serde_json::json;
+
 use crate::cell::Scoring;
 use crate::engine::Model;
 use crate::error::{Error, Result};
@@ -8,7 +10,7 @@ use crate::protocol::Reporter;
 use crate::sandbox::{Limits, Sandbox, Verdict};
 use crate::tasks::{Kind, Scored, Scores, TaskSet};
 
-use super::answers::Answers;
+use super::answers::{Answers, Truncated};
 
 /// Asks the items of one task.
 pub struct Asker<'a> {
@@ -22,8 +24,8 @@ pub struct Asker<'a> {
 /// A task that was asked.
 pub struct Asked {
     pub scored: Scored,
-    /// Requests whose context was cut.
-    pub truncated: u64,
+    /// What was cut to fit.
+    pub truncated: Truncated,
 }
 
 impl Asker<'_> {
@@ -60,18 +62,25 @@ impl Asker<'_> {
     }
 }
 
+/// Judges a text. What was written, and how a program ended, stands in the process's log, one JSON object a line: a table
+/// of numbers has no place for it.
 fn judge(sandbox: Option<&Sandbox>, set: &TaskSet, index: usize, text: &str, scores: &mut Scores) -> Result<()> {
+    let item = &set.items[index];
     if set.kind == Kind::Generation {
-        scores.generation(index, text)?;
+        let outcome = scores.generation(index, text)?;
+        let (answer, right) = (&outcome.chosen, outcome.right);
+        eprintln!("{}", json!({"task": set.name, "item": item.id, "text": text, "answer": answer, "right": right}));
         return Ok(());
     }
     let (Some(sandbox), Some(run)) = (sandbox, &set.run) else {
         return Err(Error::new(format!("the task `{}` has programs and no way to run them", set.name)));
     };
-    let program = set.program(&set.items[index], text)?;
+    let program = set.program(item, text)?;
     let limits =
         Limits { wall_seconds: run.seconds, memory_bytes: u64::from(run.memory_mib) << 20, ..Limits::default() };
     let ended = sandbox.run(&run.command, &run.file, &program, &limits)?;
+    let (verdict, output) = (&ended.verdict, &ended.output);
+    eprintln!("{}", json!({"task": set.name, "item": item.id, "text": text, "verdict": verdict, "output": output}));
     scores.code(index, ended.verdict == Verdict::Passed)?;
     Ok(())
 }

@@ -14,15 +14,17 @@ pub struct Compared {
     pub score: f64,
     /// The reference's.
     pub reference: f64,
+    /// The difference of the shares of right items, and its standard error over the pairs; `None` for perplexities.
+    pub difference: Option<(f64, f64)>,
 }
 
 impl Compared {
-    /// Score ÷ reference, or reference ÷ score where smaller is better: below 1 is worse than the reference. A
-    /// reference of zero is reached by any score.
-    pub fn ratio(&self) -> f64 {
+    /// Score ÷ reference, or reference ÷ score where smaller is better: below 1 is worse than the reference. `None`
+    /// where it would be divided by zero, which any score reaches.
+    pub fn ratio(&self) -> Option<f64> {
         let lower = metrics::find_task_figure(&self.metric).is_some_and(|figure| figure.better == Better::Lower);
         let (share, of) = if lower { (self.reference, self.score) } else { (self.score, self.reference) };
-        if of == 0.0 { 1.0 } else { share / of }
+        (of != 0.0).then(|| share / of)
     }
 }
 
@@ -31,36 +33,41 @@ impl Compared {
 pub struct Gate {
     /// Whether every task keeps it.
     pub passes: bool,
-    /// The smallest ratio.
-    pub ratio: f64,
-    /// The task of the smallest ratio, both scores, the floor.
+    /// The smallest ratio; `None` where no task has one.
+    pub ratio: Option<f64>,
+    /// The task of the smallest ratio, both scores, the floor, and how sure their difference is.
     pub detail: String,
 }
 
 impl Gate {
     /// The verdict over all tasks; `None` without tasks.
     pub fn of(tasks: &[Compared], floor: f64) -> Option<Self> {
-        let worst = tasks.iter().min_by(|a, b| a.ratio().total_cmp(&b.ratio()))?;
+        let ratio = |task: &Compared| task.ratio().unwrap_or(f64::INFINITY);
+        let worst = tasks.iter().min_by(|a, b| ratio(a).total_cmp(&ratio(b)))?;
+        let Compared { task, metric, score, reference, .. } = worst;
+        let (score, reference) = (units::significant(*score, 4), units::significant(*reference, 4));
         let ratio = worst.ratio();
-        let detail = format!(
-            "{} {} {} of {} (ratio {}, floor {floor})",
-            worst.task,
-            worst.metric,
-            units::significant(worst.score, 4),
-            units::significant(worst.reference, 4),
-            units::significant(ratio, 4),
-        );
-        // A ratio of equal scores is 1 exactly; the slack is for a floor such as 0.99 that no double holds.
-        Some(Self { passes: ratio >= floor - 1e-12, ratio, detail })
+        let share = ratio.map_or("no ratio to 0".to_owned(), |ratio| format!("ratio {}", units::significant(ratio, 4)));
+        let passes = ratio.is_none_or(|ratio| ratio >= floor - SLACK);
+        let sure = worst.difference.filter(|_| !passes).map_or(String::new(), |(difference, stderr)| {
+            let within = if difference.abs() <= 2.0 * stderr { "within" } else { "beyond" };
+            let stderr = units::significant(stderr, 2);
+            format!("; the difference is {within} two standard errors of {stderr}")
+        });
+        let detail = format!("{task} {metric} {score} of {reference} ({share}, floor {floor}{sure})");
+        Some(Self { passes, ratio, detail })
     }
 }
+
+/// A ratio of equal scores is 1 exactly; the slack is for a floor such as 0.99 that no double holds.
+const SLACK: f64 = 1e-12;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn compared(metric: &str, score: f64, reference: f64) -> Compared {
-        Compared { task: "t".into(), metric: metric.into(), score, reference }
+        Compared { task: "t".into(), metric: metric.into(), score, reference, difference: None }
     }
 
     #[test]
@@ -77,11 +84,24 @@ mod tests {
     fn perplexities_are_better_when_smaller() {
         assert!(Gate::of(&[compared("word_perplexity", 60.0, 61.0)], 1.0).unwrap().passes);
         let gate = Gate::of(&[compared("word_perplexity", 64.0, 61.0)], 0.99).unwrap();
-        assert!(!gate.passes && (gate.ratio - 61.0 / 64.0).abs() < 1e-12);
+        assert!(!gate.passes && (gate.ratio.unwrap() - 61.0 / 64.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_failure_says_how_sure_it_is() {
+        let gate = |difference| Gate::of(&[Compared { difference, ..compared("acc", 0.40, 0.42) }], 0.99).unwrap();
+        let detail = gate(Some((-0.02, 0.028))).detail;
+        assert_eq!(
+            detail,
+            "t acc 0.4000 of 0.4200 (ratio 0.9524, floor 0.99; the difference is within two standard errors of 0.028)"
+        );
+        assert!(gate(Some((-0.02, 0.005))).detail.contains("beyond two standard errors"));
     }
 
     #[test]
     fn a_reference_of_zero_is_reached() {
-        assert!(Gate::of(&[compared("acc", 0.0, 0.0), compared("acc", 0.3, 0.0)], 0.99).unwrap().passes);
+        let gate = Gate::of(&[compared("acc", 0.0, 0.0), compared("acc", 0.3, 0.0)], 0.99).unwrap();
+        assert!(gate.passes && gate.ratio.is_none());
+        assert_eq!(gate.detail, "t acc 0 of 0 (no ratio to 0, floor 0.99)");
     }
 }

@@ -48,6 +48,12 @@ impl Measure for Accuracy {
         let sets = task_sets(plan, &package)?;
         let sandbox = sandbox(plan, &sets)?;
         let windows = plan.fidelity.as_ref().map(|plan| Windows::open(&package, plan)).transpose()?;
+        if let (Some(windows), Some(plan)) = (&windows, &plan.fidelity)
+            && windows.scored() < plan.tokens as usize
+        {
+            let (found, asked) = (windows.scored(), plan.tokens);
+            report.warning(format!("the fidelity text is short: {found} of {asked} tokens are scored"))?;
+        }
         let mut role = role(context, plan)?;
 
         let images = sets.iter().any(|set| set.items.iter().any(|item| !item.images.is_empty()));
@@ -70,6 +76,10 @@ impl Measure for Accuracy {
             let mut result = result(set, &asked, start.elapsed().as_secs_f64());
             if let Some(comparison) = weigh(&mut role, set, &asked, &mut result)? {
                 compared.push(comparison);
+            }
+            if asked.truncated.items > 0 {
+                let (cut, all) = (asked.truncated.items, set.items.len());
+                report.warning(format!("{}: {cut} of {all} items were cut from the left to fit", set.name))?;
             }
             asked.scored.items.into_iter().try_for_each(|items| report.items(items))?;
             report.task(result.clone())?;
@@ -132,7 +142,8 @@ fn result(set: &TaskSet, asked: &Asked, seconds: f64) -> TaskResult {
         items: set.items.len() as u64,
         fewshot: set.fewshot as u64,
         chat: set.chat,
-        truncated: asked.truncated,
+        truncated: asked.truncated.requests,
+        truncated_items: asked.truncated.items,
         metric: asked.scored.metric.to_owned(),
         figures: asked.scored.figures.clone(),
         seconds,
@@ -165,15 +176,23 @@ fn weigh(role: &mut Role, set: &TaskSet, asked: &Asked, result: &mut TaskResult)
                 .hint("a file changed during the run, or the models' chat templates differ; start a new run"));
             }
             let flips = tasks::compare(&asked.scored.outcomes, &theirs.outcomes)?;
-            let compared =
-                Compared { task: set.name.clone(), metric: result.metric.clone(), score, reference: theirs.score };
+            let compared = Compared {
+                task: set.name.clone(),
+                metric: result.metric.clone(),
+                score,
+                reference: theirs.score,
+                difference: flips.difference(),
+            };
             let figures = &mut result.figures;
             figures.insert("reference_score".to_owned(), theirs.score);
-            figures.insert("of_reference_ratio".to_owned(), compared.ratio());
-            if set.kind != Kind::Perplexity {
-                figures.insert("flips".to_owned(), flips.all as f64);
+            if let Some(ratio) = compared.ratio() {
+                figures.insert("of_reference_ratio".to_owned(), ratio);
+            }
+            if flips.items > 0 {
+                figures.insert("flips".to_owned(), flips.flips() as f64);
                 figures.insert("flips_to_right".to_owned(), flips.to_right as f64);
                 figures.insert("flips_to_wrong".to_owned(), flips.to_wrong as f64);
+                figures.insert("answers_changed".to_owned(), flips.changed as f64);
             }
             Ok(Some(compared))
         }
@@ -211,7 +230,7 @@ fn summarize(context: &Context, results: &[TaskResult]) -> Result<()> {
         .collect();
     report.fact("accuracy_tasks", words.join("; "))?;
     report.fact("accuracy_items", results.iter().map(|result| result.items).sum::<u64>())?;
-    report.fact("accuracy_truncated_requests", results.iter().map(|result| result.truncated).sum::<u64>())?;
+    report.fact("accuracy_truncated_items", results.iter().map(|result| result.truncated_items).sum::<u64>())?;
     report.fact("accuracy_scoring_seconds", results.iter().map(|result| result.seconds).sum::<f64>())
 }
 
@@ -256,9 +275,14 @@ fn judge(
         report.fact("answer_flips", sum("flips"))?;
         report.fact("answer_flips_to_right", sum("flips_to_right"))?;
         report.fact("answer_flips_to_wrong", sum("flips_to_wrong"))?;
+        report.fact("answers_changed", sum("answers_changed"))?;
+        let can_flip = results.iter().filter(|result| result.figures.contains_key("flips"));
+        report.fact("flip_items", can_flip.map(|result| result.items).sum::<u64>())?;
     }
     let Some(gate) = Gate::of(compared, plan.floor.unwrap_or(0.0)) else { return Ok(()) };
-    report.fact("accuracy_of_reference_ratio", gate.ratio)?;
+    if let Some(ratio) = gate.ratio {
+        report.fact("accuracy_of_reference_ratio", ratio)?;
+    }
     if plan.floor.is_some() {
         report.fact("accuracy_gate", if gate.passes { "pass" } else { "fail" })?;
         report.fact("accuracy_gate_detail", gate.detail)?;

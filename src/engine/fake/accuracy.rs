@@ -70,6 +70,7 @@ fn result(name: &str, kind: &str, metric: &str, items: u64, figures: &[(&str, f6
         fewshot: 0,
         chat: false,
         truncated: 0,
+        truncated_items: 0,
         metric: metric.to_owned(),
         figures: figures.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
         seconds: 0.5,

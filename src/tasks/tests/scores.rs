@@ -175,7 +175,12 @@ fn flips_count_answers_that_changed() {
     let reference =
         [outcome("a", true, "0"), outcome("b", false, "1"), outcome("c", false, "2"), outcome("d", true, "1")];
     let ours = [outcome("a", false, "3"), outcome("b", false, "2"), outcome("c", true, "0"), outcome("d", true, "1")];
-    assert_eq!(compare(&ours, &reference).unwrap(), Flips { all: 3, to_right: 1, to_wrong: 1 });
+    let flips = compare(&ours, &reference).unwrap();
+    assert_eq!(flips, Flips { changed: 3, to_right: 1, to_wrong: 1, items: 4 });
+    // Differences −1, 0, 1, 0: their mean is 0 and their deviation √(2/3).
+    let (difference, stderr) = flips.difference().unwrap();
+    assert_eq!((flips.flips(), difference), (2, 0.0));
+    near(stderr, (2.0_f64 / 3.0 / 4.0).sqrt());
     assert!(compare(&ours[..2], &reference).is_err());
     let text = serde_json::to_string(&ours).unwrap();
     assert_eq!(serde_json::from_str::<Vec<Outcome>>(&text).unwrap(), ours);
@@ -191,6 +196,7 @@ proptest! {
         }
         let scored = scores.finish().unwrap();
         prop_assert!((0.0..=1.0).contains(&scored.figures["acc"]));
-        prop_assert_eq!(compare(&scored.outcomes, &scored.outcomes).unwrap(), Flips::default());
+        let same = Flips { items: values.len(), ..Flips::default() };
+        prop_assert_eq!(compare(&scored.outcomes, &scored.outcomes).unwrap(), same);
     }
 }

@@ -67,6 +67,11 @@ impl Windows {
         Ok(Self { tokens, window, context })
     }
 
+    /// Tokens that are scored.
+    pub fn scored(&self) -> usize {
+        self.iter().len() * (self.window - self.context)
+    }
+
     fn iter(&self) -> impl ExactSizeIterator<Item = &[u32]> {
         self.tokens.chunks_exact(self.window)
     }
