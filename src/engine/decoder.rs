@@ -38,6 +38,8 @@ struct Logits {
     vocab: usize,
     /// Positions of each row in the buffer.
     positions: usize,
+    /// Whether they are those that were wanted; otherwise they are all of the run's columns.
+    selected: bool,
     /// Rows of the last position, where the buffer holds half precision or more than one position.
     last: Option<Vec<f32>>,
 }
@@ -86,7 +88,15 @@ impl Decoder {
         let inputs = Inputs::new(&mut bindings, batch, capacity)?;
         let (vocab, dtype) = (model.manifest().shape.vocab_size as usize, model.ports.logits.dtype);
         let bytes = batch * vocab * dtype.size();
-        let logits = Logits { buffer: bindings.allocate(bytes)?, bytes, dtype, vocab, positions: 1, last: None };
+        let logits = Logits {
+            buffer: bindings.allocate(bytes)?,
+            bytes,
+            dtype,
+            vocab,
+            positions: 1,
+            selected: false,
+            last: None,
+        };
         let mut cache = Vec::with_capacity(model.ports.cache.len());
         for (past, present) in &model.ports.cache {
             let (heads, width) = cache_dims(past)?;
@@ -253,8 +263,7 @@ impl Decoder {
     pub fn tail_logits<'a>(&'a self, row: usize, index: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         let (logits, wanted) = (&self.logits, self.inputs.wanted());
         assert!(index < wanted.tails[row], "logits that were not wanted");
-        let selected = logits.positions == wanted.width();
-        let position = if selected { index } else { wanted.first[row] + index };
+        let position = if logits.selected { index } else { wanted.first[row] + index };
         let start = (row * logits.positions + position) * logits.vocab;
         let range = start..start + logits.vocab;
         if logits.dtype == Dtype::Float32 {
@@ -281,8 +290,9 @@ impl Decoder {
         self.inputs.bind(&mut self.bindings, model, new, total)?;
         let ports = &model.ports;
         let bindings = &mut self.bindings;
-        let positions = if model.computes_selected_logits() { self.inputs.wanted().width() } else { new };
         let logits = &mut self.logits;
+        logits.selected = model.computes_selected_logits();
+        let positions = if logits.selected { self.inputs.wanted().width() } else { new };
         logits.positions = positions;
         let bytes = batch * positions * logits.vocab * logits.dtype.size();
         if bytes > logits.bytes {

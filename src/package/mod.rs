@@ -168,8 +168,13 @@ impl Package {
                 .hint("export it from a checkpoint that has a tokenizer.json"));
         };
         let path = self.root.join(name);
-        tokenizers::Tokenizer::from_file(&path)
-            .map_err(|error| Error::new(format!("cannot read the tokenizer `{}`", path.display())).because(error))
+        let failed = || format!("cannot read the tokenizer `{}`", path.display());
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_file(&path).map_err(|error| Error::new(failed()).because(error))?;
+        // Training leaves its own lengths in the file.
+        tokenizer.with_truncation(None).map_err(|error| Error::new(failed()).because(error))?;
+        tokenizer.with_padding(None);
+        Ok(tokenizer)
     }
 
     /// The chat template, if the package has one.

@@ -7,7 +7,7 @@ use ortbench::engine::{Model, Prompt};
 use ortbench::package::Package;
 use ortbench::vision;
 
-use crate::real::{load, package_of};
+use crate::real::{load, package_of, root};
 
 const TEXT: [&str; 4] = ["qwen3-tiny", "qwen3-moe-tiny", "glm4-moe-lite-tiny", "glm4-moe-lite-tiny-absorbed"];
 
@@ -35,8 +35,10 @@ fn groups(vocab: u32) -> Vec<Group> {
         (state >> 8) % below
     };
     let mut tokens = |count: u32| (0..count).map(|_| draw(vocab)).collect::<Vec<u32>>();
-    let shapes: [(u32, &[u32]); 8] = [
+    let shapes: [(u32, &[u32]); 9] = [
         (1, &[1, 1, 1]),
+        // Every position of the longest sequence is wanted, and of its neighbours a few.
+        (1, &[100]),
         (3, &[9, 2]),
         (40, &[1, 5, 3, 8]),
         (41, &[4, 1]),
@@ -52,36 +54,46 @@ fn groups(vocab: u32) -> Vec<Group> {
     shapes.into_iter().map(group).collect()
 }
 
+/// int4 weights are multiplied with activations rounded to integers, and a last digit may decide which integer.
+fn tolerance(what: &str) -> f64 {
+    if what.contains("genai-tiny") { 0.3 } else { TOLERANCE }
+}
+
 fn assert_alike(found: &[Vec<Likelihood>], expected: &[Vec<Likelihood>], what: &str) {
     assert_eq!(found.len(), expected.len());
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert_eq!(found.len(), expected.len());
         for (a, b) in found.iter().zip(expected) {
             let difference = (a.log_likelihood - b.log_likelihood).abs();
-            assert!(difference < TOLERANCE, "{what}, group {at}: {a:?} and {b:?}");
-            assert_eq!(a.greedy, b.greedy, "{what}, group {at}");
+            assert!(difference < tolerance(what), "{what}, group {at}: {a:?} and {b:?}");
+            assert!(a.greedy == b.greedy || tolerance(what) > TOLERANCE, "{what}, group {at}");
         }
     }
 }
 
 #[test]
 fn every_way_gives_the_same_likelihoods() {
-    for name in TEXT {
-        for kind in ["fp32-fused", "fp32-plain"] {
-            let package = Package::open(&package_of(name, kind)).expect("a package");
-            let mut model = load(&package);
-            let vocab = package.manifest.shape.vocab_size;
-            let groups = groups(vocab as u32);
-            let what = format!("{name} {kind}");
-            let expected = score(&mut model, Scoring::OneByOne, Budget::default(), &groups);
-            let batched = score(&mut model, Scoring::Batched, Budget::default(), &groups);
-            assert_alike(&batched, &expected, &what);
-            // Batches of three rows, and logits of two positions at a time: long continuations go in parts.
-            let tight = Budget { rows: 3, logits_bytes: 2 * 4 * vocab, ..Budget::default() };
-            assert_alike(&score(&mut model, Scoring::Batched, tight, &groups), &expected, &format!("{what}, tight"));
-            let single = Budget { rows: 1, ..Budget::default() };
-            assert_alike(&score(&mut model, Scoring::Batched, single, &groups), &expected, &format!("{what}, single"));
-        }
+    // The last one's graph gives the logits of every position, whatever is wanted.
+    let folders = TEXT.iter().flat_map(|name| ["fp32-fused", "fp32-plain"].map(|kind| package_of(name, kind)));
+    for folder in folders.chain([root().join("tests/data/genai-tiny")]) {
+        let package = Package::open(&folder).expect("a package");
+        let mut model = load(&package);
+        let shape = &package.manifest.shape;
+        let (vocab, context) = (shape.vocab_size, shape.context_length as usize);
+        let mut groups = groups(vocab as u32);
+        // The longest prompt and the longest continuation exceed the context together, and are of two items.
+        let long = |count: usize| (0..count).map(|i| (i * 11 % 700) as u32).collect::<Vec<u32>>();
+        groups.push(Group { prompt: Prompt::text(long(context - 2)), continuations: vec![vec![1], vec![2, 3]] });
+        groups.push(Group { prompt: Prompt::text(long(context - 60)), continuations: vec![long(50), vec![2]] });
+        let what = folder.display().to_string();
+        let expected = score(&mut model, Scoring::OneByOne, Budget::default(), &groups);
+        let batched = score(&mut model, Scoring::Batched, Budget::default(), &groups);
+        assert_alike(&batched, &expected, &what);
+        // Batches of three rows, and logits of two positions at a time: long continuations go in parts.
+        let tight = Budget { rows: 3, logits_bytes: 2 * 4 * vocab, ..Budget::default() };
+        assert_alike(&score(&mut model, Scoring::Batched, tight, &groups), &expected, &format!("{what}, tight"));
+        let single = Budget { rows: 1, ..Budget::default() };
+        assert_alike(&score(&mut model, Scoring::Batched, single, &groups), &expected, &format!("{what}, single"));
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::cell::Scoring;
 use crate::engine::sampling::Sampling;
-use crate::engine::scoring::{Budget, Group, Likelihood, Scorer, Size, batches};
+use crate::engine::scoring::{Budget, Group, Likelihood, Scorer, Size, batches, positions};
 use crate::engine::{Model, Prompt, generate};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
@@ -118,9 +118,10 @@ impl<'a> Answers<'a> {
                     prompt
                 })
                 .collect();
+            let model = &*self.model;
             let size = |prompt: &Prompt| {
                 let tokens = prompt.tokens.len();
-                Size { tokens, capacity: tokens + set.max_tokens, tail: 1 }
+                Size { tokens, more: set.max_tokens, tail: positions(model, tokens, 1) }
             };
             let sizes: Vec<Size> = prompts.iter().map(size).collect();
             let budget = match self.scoring {

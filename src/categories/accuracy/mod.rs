@@ -167,7 +167,10 @@ fn weigh(role: &mut Role, set: &TaskSet, asked: &Asked, result: &mut TaskResult)
             Ok(None)
         }
         Role::Compares(reference) => {
-            let Some(theirs) = reference.tasks.get(&set.name) else { return Ok(None) };
+            let theirs = reference.tasks.get(&set.name).ok_or_else(|| {
+                Error::unsupported(format!("the reference `{}` was not asked the task `{}`", reference.cell, set.name))
+                    .hint("start a new run")
+            })?;
             if theirs.hash != set.hash {
                 return Err(Error::unsupported(format!(
                     "the reference `{}` was asked another task `{}`",

@@ -39,10 +39,23 @@ impl Budget {
 pub struct Size {
     /// Tokens of its first run.
     pub tokens: usize,
-    /// Tokens that its cache must hold.
-    pub capacity: usize,
+    /// Tokens that its cache must hold beyond these.
+    pub more: usize,
     /// Positions of a run whose logits are wanted.
     pub tail: usize,
+}
+
+impl Size {
+    /// What rows of both sizes take in one batch.
+    fn max(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), more: self.more.max(other.more), tail: self.tail.max(other.tail) }
+    }
+
+    /// Tokens that the cache of a batch must hold whose largest rows are these. The longest prompt and the longest
+    /// continuation may be of two rows, and each row's cache has room for both.
+    pub fn capacity(&self) -> usize {
+        self.tokens + self.more
+    }
 }
 
 /// What a token costs.
@@ -52,6 +65,8 @@ pub struct Cost {
     pub cache_bytes: u64,
     /// Bytes of a position's logits.
     pub logits_bytes: u64,
+    /// The longest sequence that the model takes, in tokens.
+    pub context: usize,
 }
 
 /// Batches of indices into `sizes`: the longest first, so that what does not fit into memory shows at once, and
@@ -60,14 +75,10 @@ pub fn batches(sizes: &[Size], cost: Cost, budget: Budget) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse((sizes[index].tokens, sizes[index].tail)));
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut largest = Size { tokens: 0, capacity: 0, tail: 0 };
+    let mut largest = Size { tokens: 0, more: 0, tail: 0 };
     for index in order {
         let size = sizes[index];
-        let with = Size {
-            tokens: largest.tokens.max(size.tokens),
-            capacity: largest.capacity.max(size.capacity),
-            tail: largest.tail.max(size.tail),
-        };
+        let with = largest.max(size);
         match batches.last_mut() {
             Some(batch) if fits(batch.len() + 1, with, cost, budget) => {
                 batch.push(index);
@@ -86,7 +97,8 @@ fn fits(rows: usize, largest: Size, cost: Cost, budget: Budget) -> bool {
     let times = |tokens: usize, bytes: u64| rows as u64 * tokens as u64 * bytes;
     rows <= budget.rows
         && rows * largest.tokens <= budget.tokens
-        && times(largest.capacity, cost.cache_bytes) <= budget.cache_bytes
+        && largest.capacity() <= cost.context
+        && times(largest.capacity(), cost.cache_bytes) <= budget.cache_bytes
         && times(largest.tail, cost.logits_bytes) <= budget.logits_bytes
 }
 
@@ -96,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    const COST: Cost = Cost { cache_bytes: 1000, logits_bytes: 4000 };
+    const COST: Cost = Cost { cache_bytes: 1000, logits_bytes: 4000, context: 520 };
 
     proptest! {
         #[test]
@@ -107,7 +119,7 @@ mod tests {
         ) {
             let sizes: Vec<Size> = sizes
                 .into_iter()
-                .map(|(tokens, more, tail)| Size { tokens, capacity: tokens + more, tail: tail.min(tokens) })
+                .map(|(tokens, more, tail)| Size { tokens, more, tail: tail.min(tokens) })
                 .collect();
             let budget = Budget { cache_bytes: 400_000, logits_bytes: 300_000, tokens, rows };
             let batches = batches(&sizes, COST, budget);
@@ -119,7 +131,8 @@ mod tests {
                 if batch.len() > 1 {
                     prop_assert!(batch.len() <= rows);
                     prop_assert!(batch.len() * most(|size| size.tokens) <= tokens);
-                    prop_assert!(batch.len() * most(|size| size.capacity) * 1000 <= 400_000);
+                    let capacity = most(|size| size.tokens) + most(|size| size.more);
+                    prop_assert!(capacity <= COST.context && batch.len() * capacity * 1000 <= 400_000);
                     prop_assert!(batch.len() * most(|size| size.tail) * 4000 <= 300_000);
                 }
             }
@@ -133,13 +146,13 @@ mod tests {
         assert_eq!((little.cache_bytes, little.logits_bytes), (256 << 20, 64 << 20));
         assert_eq!(little.tokens, 819);
         // A batch holds one sequence whatever the bounds.
-        let size = Size { tokens: 10, capacity: 10, tail: 1 };
+        let size = Size { tokens: 10, more: 0, tail: 1 };
         assert_eq!(batches(&[size; 2], COST, Budget::within(0, 0)), [vec![0], vec![1]]);
     }
 
     #[test]
     fn the_longest_come_first_and_like_runs_with_like() {
-        let size = |tokens| Size { tokens, capacity: tokens, tail: 1 };
+        let size = |tokens| Size { tokens, more: 0, tail: 1 };
         let sizes = [size(10), size(200), size(12), size(190)];
         let budget = Budget { tokens: 400, ..Budget::default() };
         assert_eq!(batches(&sizes, COST, budget), [vec![1, 3], vec![2, 0]]);

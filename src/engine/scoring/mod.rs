@@ -78,6 +78,11 @@ impl<'a> Scorer<'a> {
         Self { model, scoring, budget }
     }
 
+    /// Tokens that the model knows.
+    pub fn vocabulary(&self) -> usize {
+        self.model.manifest().shape.vocab_size as usize
+    }
+
     /// The likelihoods of every group's continuations, in their order. `progress` gets the number of continuations
     /// scored so far.
     ///
@@ -163,24 +168,25 @@ impl<'a> Scorer<'a> {
     }
 
     fn shared_size(&self, group: &Group) -> Size {
-        let tokens = group.prompt.tokens.len();
-        let longest = group.continuations.iter().map(Vec::len).max().unwrap_or(1);
-        let tail = if self.model.extends_batches() { longest } else { 1 };
-        Size { tokens, capacity: tokens + longest - 1, tail }
+        let more = group.continuations.iter().map(Vec::len).max().unwrap_or(1) - 1;
+        let tail = if self.model.extends_batches() { more.max(1) } else { 1 };
+        self.size(group.prompt.tokens.len(), more, tail)
     }
 
     fn whole_size(&self, sequence: &Whole) -> Size {
-        let tokens = sequence.prompt.tokens.len();
-        let positions = if self.model.computes_selected_logits() { sequence.tail } else { tokens };
-        Size { tokens, capacity: tokens, tail: positions }
+        self.size(sequence.prompt.tokens.len(), 0, sequence.tail)
+    }
+
+    fn size(&self, tokens: usize, more: usize, wanted: usize) -> Size {
+        Size { tokens, more, tail: positions(self.model, tokens, wanted) }
     }
 
     /// Prefills the prompts of a batch and tries each continuation out: the first one of every group, the second, …
     fn score_shared(&mut self, groups: &[Group], batch: &[usize], found: &mut [Vec<Likelihood>]) -> Result<()> {
         let prompts: Vec<Prompt> = batch.iter().map(|&index| groups[index].prompt.clone()).collect();
         let sizes = batch.iter().map(|&index| self.shared_size(&groups[index]));
-        let rest = sizes.clone().map(|size| size.capacity - size.tokens).max().unwrap_or(0);
-        let capacity = sizes.map(|size| size.tokens).max().unwrap_or(0) + rest;
+        let most = |of: fn(Size) -> usize| sizes.clone().map(of).max().unwrap_or(0);
+        let capacity = most(|size| size.tokens) + most(|size| size.more);
         let mut decoder = self.decoder(batch.len(), capacity)?;
         let features = self.model.see(&prompts)?;
         decoder.prefill(self.model, &prompts, &features)?;
@@ -265,8 +271,18 @@ pub fn batches(model: &Model, sizes: &[Size], budget: Budget) -> Vec<Vec<usize>>
 }
 
 fn cost(model: &Model) -> Cost {
-    let logits_bytes = model.manifest().shape.vocab_size * size_of::<f32>() as u64;
-    Cost { cache_bytes: model.cache_bytes(1, 1), logits_bytes }
+    let shape = &model.manifest().shape;
+    Cost {
+        cache_bytes: model.cache_bytes(1, 1),
+        logits_bytes: shape.vocab_size * size_of::<f32>() as u64,
+        context: shape.context_length as usize,
+    }
+}
+
+/// Positions whose logits a run over so many tokens writes, where the last few are wanted: a graph that cannot select
+/// writes them all.
+pub fn positions(model: &Model, tokens: usize, wanted: usize) -> usize {
+    if model.computes_selected_logits() { wanted } else { tokens.max(wanted) }
 }
 
 /// The group's continuations, each behind the prompt.

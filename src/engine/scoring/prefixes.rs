@@ -18,6 +18,7 @@ impl Scorer<'_> {
     pub(super) fn prefix_order(&self, groups: &[Group]) -> Option<Vec<usize>> {
         let possible = self.scoring == Scoring::Batched
             && self.model.cache_mode() == CacheMode::InPlace
+            && self.model.computes_selected_logits()
             && groups.iter().all(|group| group.prompt.images.is_empty());
         if !possible {
             return None;
@@ -55,8 +56,7 @@ impl Scorer<'_> {
             let prompt = group.prompt.tokens.len();
             group.continuations.iter().map(move |tokens| prompt + tokens.len() - 1).collect::<Vec<_>>()
         };
-        let whole: Vec<Size> =
-            apart.iter().flat_map(whole).map(|tokens| Size { tokens, capacity: tokens, tail: 1 }).collect();
+        let whole: Vec<Size> = apart.iter().flat_map(whole).map(|tokens| Size { tokens, more: 0, tail: 1 }).collect();
         let runs = batches(self.model, &whole, self.budget).len();
         shared + whole.iter().map(|size| size.tokens).sum::<usize>() + RUN_IN_TOKENS * runs
     }

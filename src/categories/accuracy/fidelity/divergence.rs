@@ -26,8 +26,8 @@ pub struct Figures {
     pub tokens: u64,
     /// KL(reference ‖ cell) in nats: mean and its standard error, percentiles, the largest.
     pub kl_mean: f64,
-    /// Standard error of the mean.
-    pub kl_stderr: f64,
+    /// Standard error of the mean; like the others `None` of a single position.
+    pub kl_stderr: Option<f64>,
     /// Median, p90, p99 (`None` below 100 positions), largest.
     pub kl_median: f64,
     /// 90th percentile.
@@ -39,7 +39,7 @@ pub struct Figures {
     /// Share of positions with the same likeliest token.
     pub top1: f64,
     /// Its standard error.
-    pub top1_stderr: f64,
+    pub top1_stderr: Option<f64>,
     /// Mean share of the reference's five likeliest tokens that are among the cell's.
     pub top5: f64,
     /// Root mean square of the difference in the probability of the text's next token.
@@ -53,7 +53,7 @@ pub struct Figures {
     /// Their ratio.
     pub ratio: f64,
     /// Its standard error, by the delta method over paired positions.
-    pub ratio_stderr: f64,
+    pub ratio_stderr: Option<f64>,
 }
 
 impl Divergence {
@@ -103,14 +103,14 @@ impl Divergence {
             kl_p99: (count >= 100).then(|| percentile(0.99)),
             kl_max: percentile(1.0),
             top1,
-            top1_stderr: (top1 * (1.0 - top1) / (n - 1.0).max(1.0)).sqrt(),
+            top1_stderr: (count > 1).then(|| (top1 * (1.0 - top1) / (n - 1.0)).sqrt()),
             top5: self.overlap / n,
             rms_probability: (squares.sum::<f64>() / n).sqrt(),
             max_difference: self.max_difference,
             perplexity: perplexity(|(own, _)| *own),
             reference_perplexity: perplexity(|(_, reference)| *reference),
             ratio: log_ratio.exp(),
-            ratio_stderr: log_ratio.exp() * log_ratio_stderr,
+            ratio_stderr: log_ratio_stderr.map(|stderr| log_ratio.exp() * stderr),
         })
     }
 }
@@ -144,11 +144,11 @@ fn kl_divergence(logits: &[f32], normaliser: &Normaliser, reference: &Distributi
 }
 
 /// Mean and its standard error, values taken as independent.
-fn mean_and_stderr(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+fn mean_and_stderr(values: impl Iterator<Item = f64> + Clone) -> (f64, Option<f64>) {
     let n = values.clone().count() as f64;
     let mean = values.clone().sum::<f64>() / n;
-    let variance = values.map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean, (variance / n).sqrt())
+    let variance = values.map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, (n > 1.0).then(|| (variance / n).sqrt()))
 }
 
 /// Indices of the largest values, the largest first; of equals the first.
@@ -240,11 +240,11 @@ mod tests {
         let kl = p[0].exp() - p[1].exp();
         assert!((figures.kl_max - kl).abs() < 1e-7 && (figures.kl_mean - kl / 2.0).abs() < 1e-7);
         assert_eq!((figures.tokens, figures.top1, figures.kl_p99), (2, 0.5, None));
-        assert!((figures.top1_stderr - 0.5).abs() < 1e-12);
+        assert!((figures.top1_stderr.unwrap() - 0.5).abs() < 1e-12);
         assert!((figures.max_difference - 1.0).abs() < 1e-6);
         // ln p(next) is lower by one at one of two tokens.
         assert!((figures.ratio - 0.5_f64.exp()).abs() < 1e-6);
-        assert!((figures.ratio_stderr - figures.ratio * 0.5).abs() < 1e-6);
+        assert!((figures.ratio_stderr.unwrap() - figures.ratio * 0.5).abs() < 1e-6);
         let difference = p[0].exp() - p[1].exp();
         assert!((figures.rms_probability - difference / 2.0_f64.sqrt()).abs() < 1e-6);
         assert!(Divergence::default().figures().is_none());

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::categories::accuracy::answers::budget;
 use crate::cell::{FidelityPlan, PromptSource, Scoring};
 use crate::engine::sampling::{self, argmax};
-use crate::engine::scoring::{Normaliser, Scorer};
+use crate::engine::scoring::{Normaliser, Scorer, Size, batches, positions};
 use crate::engine::{Decoder, Features, Model, Prompt};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
@@ -87,7 +87,12 @@ impl Windows {
         let mut scorer = Scorer::new(model, Scoring::Batched, budget);
         for (number, window) in self.iter().enumerate() {
             report.progress("fidelity", number as u64, self.iter().len() as u64)?;
-            // The last token is predicted and predicts nothing.
+            // The last token is predicted and predicts nothing; a run checks the others.
+            let vocab = scorer.vocabulary();
+            if let Some(token) = window.iter().find(|token| **token as usize >= vocab) {
+                return Err(Error::new(format!("the token {token} is beyond the model's vocabulary of {vocab}"))
+                    .hint("the tokenizer and the model do not belong together"));
+            }
             let input = &window[..window.len() - 1];
             scorer.stream(input, self.context - 1, &mut |position, logits| visit(logits, window[position + 1]))?;
         }
@@ -105,18 +110,31 @@ impl Windows {
         if prompts.is_empty() || steps == 0 {
             return Ok(Vec::new());
         }
-        let mut decoder = Decoder::new(model, prompts.len(), self.context + steps)?;
-        decoder.prefill(model, &prompts, &Features::default())?;
-        let mut rows = vec![Vec::with_capacity(steps); prompts.len()];
-        for step in 0..steps {
-            let next: Vec<u32> = decoder.logits().rows().into_iter().map(argmax).collect::<Result<_>>()?;
-            rows.iter_mut().zip(&next).for_each(|(row, token)| row.push(*token));
-            if step + 1 < steps {
-                decoder.step(model, &next)?;
-            }
+        let size = Size { tokens: self.context, more: steps, tail: positions(model, self.context, 1) };
+        let mut rows = Vec::with_capacity(prompts.len());
+        // All are of one size, so that batches are the prompts in order.
+        for batch in batches(model, &vec![size; prompts.len()], budget(model)) {
+            let prompts: Vec<Prompt> = batch.iter().map(|&index| prompts[index].clone()).collect();
+            rows.extend(greedy(model, &prompts, steps)?);
         }
         Ok(rows)
     }
+}
+
+/// The likeliest tokens after each prompt.
+fn greedy(model: &mut Model, prompts: &[Prompt], steps: usize) -> Result<Vec<Vec<u32>>> {
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let mut decoder = Decoder::new(model, prompts.len(), longest + steps)?;
+    decoder.prefill(model, prompts, &Features::default())?;
+    let mut rows = vec![Vec::with_capacity(steps); prompts.len()];
+    for step in 0..steps {
+        let next: Vec<u32> = decoder.logits().rows().into_iter().map(argmax).collect::<Result<_>>()?;
+        rows.iter_mut().zip(&next).for_each(|(row, token)| row.push(*token));
+        if step + 1 < steps {
+            decoder.step(model, &next)?;
+        }
+    }
+    Ok(rows)
 }
 
 /// The tokens of as many windows of a text as are wanted, or as there are.
@@ -211,22 +229,24 @@ pub fn compare(
 fn report_figures(figures: &Figures, report: &Reporter) -> Result<()> {
     report.fact("fidelity_tokens", figures.tokens)?;
     report.fact("kl_divergence_mean", figures.kl_mean)?;
-    report.fact("kl_divergence_mean_stderr", figures.kl_stderr)?;
+    optional(report, "kl_divergence_mean_stderr", figures.kl_stderr)?;
     report.fact("kl_divergence_median", figures.kl_median)?;
     report.fact("kl_divergence_p90", figures.kl_p90)?;
-    if let Some(p99) = figures.kl_p99 {
-        report.fact("kl_divergence_p99", p99)?;
-    }
+    optional(report, "kl_divergence_p99", figures.kl_p99)?;
     report.fact("kl_divergence_max", figures.kl_max)?;
     report.fact("top1_agreement_share", figures.top1)?;
-    report.fact("top1_agreement_stderr", figures.top1_stderr)?;
+    optional(report, "top1_agreement_stderr", figures.top1_stderr)?;
     report.fact("top5_overlap_share", figures.top5)?;
     report.fact("rms_probability_difference", figures.rms_probability)?;
     report.fact("max_logit_difference", figures.max_difference)?;
     report.fact("perplexity", figures.perplexity)?;
     report.fact("reference_perplexity", figures.reference_perplexity)?;
     report.fact("perplexity_ratio", figures.ratio)?;
-    report.fact("perplexity_ratio_stderr", figures.ratio_stderr)
+    optional(report, "perplexity_ratio_stderr", figures.ratio_stderr)
+}
+
+fn optional(report: &Reporter, name: &str, value: Option<f64>) -> Result<()> {
+    value.map_or(Ok(()), |value| report.fact(name, value))
 }
 
 fn report_generations(found: &[Vec<u32>], reference: &[Vec<u32>], report: &Reporter) -> Result<()> {
