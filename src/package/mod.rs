@@ -5,10 +5,12 @@ mod genai;
 mod image;
 mod manifest;
 pub mod onnx;
+mod special;
 
 pub use chat::{ChatMessage, ChatTemplate, Content, Part};
 pub use image::{Image, Resample};
 pub use manifest::*;
+pub use special::SpecialTexts;
 
 use manifest::EXPORT_AGAIN;
 
@@ -188,7 +190,9 @@ impl Package {
         };
         let path = self.root.join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        ChatTemplate::parse(text).with_context(|| format!("cannot use the chat template `{}`", path.display()))
+        let template =
+            ChatTemplate::parse(text).with_context(|| format!("cannot use the chat template `{}`", path.display()))?;
+        Ok(template.with_special_texts(&SpecialTexts::read(&self.root)?))
     }
 }
 

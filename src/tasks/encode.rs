@@ -3,7 +3,7 @@
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
-use crate::package::Package;
+use crate::package::{Package, SpecialTexts};
 
 /// A context and the tokens whose log-likelihood is asked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,8 +37,9 @@ pub struct Encoder {
 impl Encoder {
     /// For a package. `max_length` is the longest input in tokens, the model's context where it is `None`.
     ///
-    /// The prefix is what the tokenizer itself puts before a text, else the first token that ends generation. The
-    /// manifest's `bos` does not count: checkpoints name one that their tokenizer never uses.
+    /// The prefix is what the tokenizer itself puts before a text, else the first or last token of a text that its
+    /// settings name, as in the harness. The manifest's `bos` counts last: checkpoints name one that their tokenizer never
+    /// uses.
     ///
     /// # Errors
     /// A package without tokenizer, or without a token for the prefix; a length beyond the model's context.
@@ -54,7 +55,9 @@ impl Encoder {
         }
         let tokens = &package.manifest.tokens;
         let own = ids(&tokenizer, "", true)?.first().copied();
-        let prefix = own.or_else(|| tokens.eos.first().copied()).or(tokens.bos).ok_or_else(|| {
+        let named = SpecialTexts::read(&package.root)?;
+        let named = [named.bos, named.eos].into_iter().flatten().find_map(|text| tokenizer.token_to_id(&text));
+        let prefix = own.or(named).or_else(|| tokens.eos.first().copied()).or(tokens.bos).ok_or_else(|| {
             Error::unsupported(format!(
                 "the package `{}` names no token that starts or ends a text",
                 package.root.display()

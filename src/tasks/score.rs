@@ -207,7 +207,8 @@ impl<'s> Scores<'s> {
         }
         figures.retain(|_, value| value.is_finite());
         if !figures.contains_key(set.metric) {
-            return Err(Error::invalid(format!("the {} is beyond what a number can hold", set.metric)));
+            return Err(Error::invalid(format!("the {} of these items is no finite number", set.metric))
+                .hint("the texts may be empty, or so unlikely that it is beyond what a number can hold"));
         }
         let items = item_figures(set, &answers);
         let outcomes: Vec<Outcome> = answers.into_iter().map(|answer| answer.outcome).collect();

@@ -54,7 +54,7 @@ impl Measure for Accuracy {
             let (found, asked) = (windows.scored(), plan.tokens);
             report.warning(format!("the fidelity text is short: {found} of {asked} tokens are scored"))?;
         }
-        let mut role = role(context, plan)?;
+        let mut role = role(context, plan, &package)?;
 
         let images = sets.iter().any(|set| set.items.iter().any(|item| !item.images.is_empty()));
         let knobs = Plan { images: images || cell.workload.image.is_some(), ..Plan::of(cell) };
@@ -119,12 +119,12 @@ fn sandbox(plan: &AccuracyPlan, sets: &[TaskSet]) -> Result<Option<Sandbox>> {
     Ok(Some(sandbox))
 }
 
-fn role(context: &Context, plan: &AccuracyPlan) -> Result<Role> {
+fn role(context: &Context, plan: &AccuracyPlan, package: &Package) -> Result<Role> {
     let (Some(reference), Some(folder)) = (&plan.reference, context.reference) else { return Ok(Role::Alone) };
     if *reference == context.cell.id {
         std::fs::create_dir_all(folder)
             .map_err(|error| Error::new(format!("cannot make `{}`", folder.display())).because(error))?;
-        return Ok(Role::Leaves(Box::new(Reference::of(reference.clone()))));
+        return Ok(Role::Leaves(Box::new(Reference::of(reference.clone(), package.hash.clone()))));
     }
     Ok(match Reference::read(folder)? {
         Some(answers) => Role::Compares(Box::new(answers)),

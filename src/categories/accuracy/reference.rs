@@ -23,6 +23,8 @@ pub struct Reference {
     version: u32,
     /// The cell.
     pub cell: CellId,
+    /// Hash of its package's manifest.
+    pub package_hash: String,
     /// Tasks by name.
     pub tasks: BTreeMap<String, ReferenceTask>,
     /// The fidelity text; its logits lie beside.
@@ -44,8 +46,8 @@ pub struct ReferenceTask {
 
 impl Reference {
     /// Nothing answered yet.
-    pub fn of(cell: CellId) -> Self {
-        Self { version: VERSION, cell, tasks: BTreeMap::new(), text: None }
+    pub fn of(cell: CellId, package_hash: String) -> Self {
+        Self { version: VERSION, cell, package_hash, tasks: BTreeMap::new(), text: None }
     }
 
     /// Writes the file, whole or not at all.
@@ -58,8 +60,9 @@ impl Reference {
         let bytes = serde_json::to_vec(self).with_context(failed)?;
         let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
         file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).with_context(failed)?;
-        file.persist(&path).with_context(failed)?;
-        Ok(())
+        let saved = file.persist(&path).with_context(failed)?;
+        // A temporary file is its owner's alone; results are for whoever reads the others.
+        saved.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).with_context(failed)
     }
 
     /// Reads the file; `None` where the reference was not run to its end.

@@ -1,8 +1,7 @@
 //! Chat templates, as checkpoints carry them: Jinja as transformers sets it up, with Python's methods and its ways of
 //! writing values. `jinja.rs` lists what stays different.
 //!
-//! A package holds ids of special tokens, not their texts, and the ids of a model need not be those of its tokenizer's
-//! settings: who renders a template that prints `bos_token` or `eos_token` gives the texts in the context.
+//! `bos_token` and `eos_token` are what the tokenizer's settings call them; the ids of a model need not be theirs.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,6 +12,7 @@ use minijinja::value::Value;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
+use crate::package::SpecialTexts;
 
 mod date;
 mod jinja;
@@ -94,6 +94,17 @@ impl ChatTemplate {
     #[must_use]
     pub fn at(mut self, time: SystemTime) -> Self {
         self.environment.add_function("strftime_now", move |format: &str| date::strftime(time, format));
+        self
+    }
+
+    /// Lets the template print the tokenizer's special tokens.
+    #[must_use]
+    pub fn with_special_texts(mut self, texts: &SpecialTexts) -> Self {
+        for (name, text) in [("bos_token", &texts.bos), ("eos_token", &texts.eos)] {
+            if let Some(text) = text {
+                self.environment.add_global(name, text.clone());
+            }
+        }
         self
     }
 
