@@ -17,10 +17,15 @@ pub fn gate_failure(outcome: &Outcome) -> Option<String> {
     })
 }
 
-/// True where a floor was asked for and the cell's answers were not measured: no one knows whether it keeps it.
+/// True where a floor was asked for and there is no verdict, because the cell's answers or the reference's were not
+/// measured: no one knows whether it keeps it.
 pub(super) fn is_unjudged(outcome: &Outcome) -> bool {
-    let floor = outcome.cell.accuracy.as_ref().is_some_and(|plan| plan.floor.is_some());
-    floor && outcome.cell.categories.contains(&Category::Accuracy) && !was_measured(outcome)
+    let cell = &outcome.cell;
+    let plan = cell.accuracy.as_deref().filter(|plan| plan.floor.is_some());
+    plan.filter(|_| cell.categories.contains(&Category::Accuracy)).is_some_and(|plan| {
+        let compared = !is_reference(outcome) && !plan.tasks.is_empty();
+        !was_measured(outcome) || (compared && outcome.text("accuracy_gate").is_none())
+    })
 }
 
 /// The mean over tasks, `0.421 ±0.022`; `None` where none was measured.
