@@ -103,7 +103,8 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
     }
     for outcome in group {
         let name = label(outcome, group);
-        if let Some(failure) = gate_failure(outcome) {
+        let failure = gate_failure(outcome);
+        if let Some(failure) = &failure {
             let _ = writeln!(remarks, "{}", wrap(&format!("{name}: {failure}"), WIDTH));
         }
         if outcome.status != Status::Measured {
@@ -113,7 +114,7 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
                 let _ = writeln!(remarks, "{}", wrap(&format!("  hint: {hint}"), WIDTH));
             }
         }
-        for warning in outcome.all_warnings() {
+        for warning in outcome.all_warnings().iter().filter(|warning| failure.as_ref() != Some(warning)) {
             let _ = writeln!(remarks, "{}", wrap(&format!("{name}: note: {warning}"), WIDTH));
         }
     }
