@@ -1,6 +1,6 @@
 //! A cell's accuracy in words and in rows of the comparison. A figure and its standard error end at the same digit.
 
-use crate::cell::Category;
+use crate::cell::{Category, Cell, CellId};
 use crate::protocol::TaskResult;
 use crate::results::Outcome;
 use crate::units::significant;
@@ -50,21 +50,19 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
         let count = |arm: &Outcome| arm.tasks.len().checked_sub(SHOWN_TASKS).filter(|more| *more > 0);
         rows.push(row("  further tasks", &|arm| count(arm).map(|more| format!("{more} in tasks.csv"))));
     }
-    rows.push(row("KL to the reference, mean", &|arm| match is_reference(arm) {
-        true => Some("is the reference".to_owned()),
-        false => figure(arm, "kl_divergence_mean", "kl_divergence_mean_stderr"),
+    rows.push(row("reference", &|arm| is_reference(arm).then(|| "(this one)".to_owned())));
+    rows.push(row("KL to the reference, mean", &|arm| {
+        compared(arm).then(|| figure(arm, "kl_divergence_mean", "kl_divergence_mean_stderr")).flatten()
     }));
     rows.push(row("  same likeliest token", &|arm| {
-        let compared = !is_reference(arm);
-        compared.then(|| figure(arm, "top1_agreement_share", "top1_agreement_stderr")).flatten()
+        compared(arm).then(|| figure(arm, "top1_agreement_share", "top1_agreement_stderr")).flatten()
     }));
     rows.push(row("  perplexity ÷ reference's", &|arm| {
-        let compared = !is_reference(arm);
-        compared.then(|| figure(arm, "perplexity_ratio", "perplexity_ratio_stderr")).flatten()
+        compared(arm).then(|| figure(arm, "perplexity_ratio", "perplexity_ratio_stderr")).flatten()
     }));
     rows.push(row("  answers flipped", &|arm| {
         let (flips, items) = (number(arm, "answer_flips")?, number(arm, "accuracy_items")?);
-        (!is_reference(arm)).then(|| format!("{flips} of {items}"))
+        compared(arm).then(|| format!("{flips} of {items}"))
     }));
     rows.retain(|(_, fields)| fields.iter().any(|field| !field.is_empty()));
     rows
@@ -81,6 +79,28 @@ pub(super) fn remarks(arms: &[&Outcome]) -> Vec<String> {
     let remark =
         |name| format!("note: the task `{name}` did not ask the same of all arms, so its scores do not compare");
     names.into_iter().filter(differs).map(remark).collect()
+}
+
+/// Which cells the arms are compared with, where those are no arms themselves; `all` are the outcomes of the run.
+pub(super) fn references(arms: &[&Outcome], all: &[Outcome]) -> Vec<String> {
+    let mut references: Vec<(&CellId, &Cell)> = Vec::new();
+    for arm in arms.iter().filter(|arm| was_measured(arm)) {
+        let id = arm.cell.accuracy.as_deref().and_then(|plan| plan.reference.as_ref());
+        let Some(id) = id.filter(|id| arms.iter().all(|arm| arm.cell.id != **id)) else { continue };
+        if references.iter().all(|(known, _)| *known != id) {
+            references.push((id, &arm.cell));
+        }
+    }
+    let name = |(id, arm): (&CellId, &Cell)| match all.iter().find(|outcome| outcome.cell.id == *id) {
+        Some(Outcome { cell, .. }) => {
+            let threads =
+                if cell.threads == arm.threads { String::new() } else { format!(", threads {}", cell.threads) };
+            let model = &cell.model.name;
+            format!("reference: {model} {} {} on {}{threads}", cell.precision, cell.flavour, cell.backend.name)
+        }
+        None => format!("reference: `{id}`, which is not finished"),
+    };
+    references.into_iter().map(name).collect()
 }
 
 /// Every task of the arms and the figure that stands for it, in the order in which they come.
@@ -102,6 +122,11 @@ fn was_measured(outcome: &Outcome) -> bool {
 fn is_reference(outcome: &Outcome) -> bool {
     let plan = outcome.cell.accuracy.as_deref();
     was_measured(outcome) && plan.is_some_and(|plan| plan.reference.as_ref() == Some(&outcome.cell.id))
+}
+
+/// A reference is at no distance from itself, whatever its row may say.
+fn compared(outcome: &Outcome) -> bool {
+    was_measured(outcome) && !is_reference(outcome)
 }
 
 fn number(outcome: &Outcome, fact: &str) -> Option<f64> {

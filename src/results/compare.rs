@@ -47,7 +47,7 @@ pub fn render(outcomes: &[Outcome]) -> String {
     let groups = groups(outcomes);
     let mut text = String::new();
     for group in &groups {
-        write_group(&mut text, group);
+        write_group(&mut text, group, outcomes);
     }
     if groups.iter().any(|group| group.iter().filter(|outcome| !outcome.measured.is_empty()).count() > 1) {
         text.push_str(
@@ -89,7 +89,7 @@ fn by_flavour(group: Vec<&Outcome>) -> Vec<Vec<&Outcome>> {
     vec![group]
 }
 
-fn write_group(text: &mut String, group: &[&Outcome]) {
+fn write_group(text: &mut String, group: &[&Outcome], all: &[Outcome]) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{}\n", heading(group));
     let arms: Vec<&Outcome> = group.iter().copied().filter(|outcome| !outcome.measured.is_empty()).collect();
@@ -98,7 +98,7 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
         let _ = writeln!(text, "{table}");
     }
     let mut remarks = String::new();
-    for remark in accuracy::remarks(&arms) {
+    for remark in accuracy::references(&arms, all).into_iter().chain(accuracy::remarks(&arms)) {
         let _ = writeln!(remarks, "{}", wrap(&remark, WIDTH));
     }
     for outcome in group {
@@ -255,7 +255,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::cell::Category;
+    use crate::cell::Precision;
     use crate::engine::fake;
     use crate::protocol;
     use crate::results::{JobEnd, JobKey, JobResult, SampleRun};
@@ -345,8 +345,34 @@ mod tests {
             outcome(&cell, (backend == "openvino").then_some(Category::Accuracy))
         });
         let text = render(&arms);
-        assert!(text.contains("cpu                openvino (accuracy unknown)   against cpu"), "{text}");
+        assert!(text.contains("cpu              openvino (accuracy unknown)   against cpu"), "{text}");
         assert!(text.contains("openvino: failed: accuracy: it fell over"), "{text}");
+    }
+
+    #[test]
+    fn the_reference_is_named_where_it_stands() {
+        let mut reference = fake::cell_with_accuracy("tiny", "cpu", None);
+        reference.id.0.push_str("-1a2b");
+        reference.precision = Precision::Fp32;
+        let id = reference.id.clone();
+        let of_id = |mut cell: Cell| {
+            cell.accuracy.as_mut().expect("a plan").reference = Some(id.clone());
+            outcome(&cell, None)
+        };
+        let arms = ["cpu", "openvino"].map(|backend| of_id(fake::cell_with_accuracy("tiny", backend, None)));
+        let reference = of_id(reference);
+        let named = "reference: tiny fp32 fused on cpu\n";
+        let text = render(&[&arms[..], std::slice::from_ref(&reference)].concat());
+        assert_eq!(text.matches(named).count(), 1, "{text}");
+        let own = &text[text.find("tiny · fp32").expect("a table of its own")..];
+        assert!(own.contains("(this one)") && !own.contains("KL to") && !own.contains("reference:"), "{own}");
+
+        let unfinished = render(&arms);
+        assert!(unfinished.contains("reference: `tiny-cpu-1a2b`, which is not finished"), "{unfinished}");
+        let mut elsewhere = reference;
+        elsewhere.cell.threads = 8;
+        let text = render(&[&arms[..], &[elsewhere]].concat());
+        assert!(text.contains("reference: tiny fp32 fused on cpu, threads 8"), "{text}");
     }
 
     #[test]
