@@ -60,6 +60,12 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
     rows.push(row("  perplexity ÷ reference's", &|arm| {
         compared(arm).then(|| figure(arm, "perplexity_ratio", "perplexity_ratio_stderr")).flatten()
     }));
+    // Where the text was compared, the ratio says more, and only that of an arm that has none is worth a row.
+    let ratio = |arm: &&&Outcome| compared(arm) && number(arm, "perplexity_ratio").is_some();
+    let uncompared = |arm: &&&Outcome| !ratio(arm) && number(arm, "perplexity").is_some();
+    if arms.iter().filter(uncompared).any(|arm| !is_reference(arm)) || !arms.iter().any(|arm| ratio(&arm)) {
+        rows.push(row("perplexity of the text", &|arm| Some(significant(number(arm, "perplexity")?, 3))));
+    }
     rows.push(row("  answers flipped", &|arm| {
         let (flips, items) = (number(arm, "answer_flips")?, number(arm, "accuracy_items")?);
         compared(arm).then(|| format!("{flips} of {items}"))
@@ -79,6 +85,11 @@ pub(super) fn remarks(arms: &[&Outcome]) -> Vec<String> {
     let remark =
         |name| format!("note: the task `{name}` did not ask the same of all arms, so its scores do not compare");
     names.into_iter().filter(differs).map(remark).collect()
+}
+
+/// True where one of the rows has a standard error.
+pub(super) fn shows_errors(arms: &[&Outcome]) -> bool {
+    rows(arms).iter().flat_map(|(_, fields)| fields).any(|field| field.contains('±'))
 }
 
 /// Which cells the arms are compared with, where those are no arms themselves; `all` are the outcomes of the run.
