@@ -38,11 +38,14 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
     let row = |heading: &str, field: &dyn Fn(&Outcome) -> Option<String>| {
         (heading.to_owned(), arms.iter().map(|arm| field(arm).unwrap_or_default()).collect::<Vec<_>>())
     };
-    let mut rows = vec![row("accuracy, mean of tasks", &score)];
+    let mut rows = vec![row("accuracy, unweighted mean of tasks", &score)];
     let tasks = tasks(arms);
     for (task, metric) in tasks.iter().take(SHOWN_TASKS) {
-        rows.push(row(&format!("  {task}, {metric}"), &|arm| {
-            let result = arm.tasks.iter().find(|result| result.task == *task && result.metric == *metric)?;
+        let mut items: Vec<_> =
+            arms.iter().filter_map(|arm| Some(result_of(arm, task, metric)?.items.to_string())).collect();
+        items.dedup();
+        rows.push(row(&format!("  {task}, {metric} ({})", items.join(", ")), &|arm| {
+            let result = result_of(arm, task, metric)?;
             Some(with_error(result.score()?, result.score_stderr()))
         }));
     }
@@ -126,6 +129,10 @@ fn tasks<'a>(arms: &[&'a Outcome]) -> Vec<(&'a str, &'a str)> {
     tasks
 }
 
+fn result_of<'a>(arm: &'a Outcome, task: &str, metric: &str) -> Option<&'a TaskResult> {
+    arm.tasks.iter().find(|result| result.task == task && result.metric == metric)
+}
+
 fn was_measured(outcome: &Outcome) -> bool {
     outcome.measured.contains(&Category::Accuracy)
 }
@@ -151,14 +158,12 @@ fn figure(outcome: &Outcome, fact: &str, stderr: &str) -> Option<String> {
 /// More decimals than this are no longer read.
 const MOST_DECIMALS: i32 = 6;
 
-/// Two significant digits of the error decide how many of the value are worth reading.
+/// Two significant digits of the error decide how many of the value are worth reading. An error of 0 is left out: it
+/// comes of items that all ended alike (a share of 0 or 1), and would claim a certainty that no sample gives.
 fn with_error(value: f64, stderr: Option<f64>) -> String {
-    let Some(stderr) = stderr.filter(|stderr| stderr.is_finite() && *stderr >= 0.0) else {
+    let Some(stderr) = stderr.filter(|stderr| stderr.is_finite() && *stderr > 0.0) else {
         return significant(value, 3);
     };
-    if stderr == 0.0 {
-        return format!("{} ±0", significant(value, 3));
-    }
     match 1 - stderr.log10().floor() as i32 {
         decimals @ ..=MOST_DECIMALS => {
             let decimals = decimals.max(0) as usize;
@@ -176,7 +181,8 @@ mod tests {
     #[test]
     fn a_figure_has_the_digits_that_its_error_leaves() {
         assert_eq!(with_error(0.42134, Some(0.0223)), "0.421 ±0.022");
-        assert_eq!(with_error(1.0, Some(0.0)), "1.00 ±0");
+        assert_eq!(with_error(1.0, Some(0.0)), "1.00");
+        assert_eq!(with_error(0.0, Some(0.0)), "0");
         assert_eq!(with_error(20.5, Some(35.0)), "20 ±35");
         assert_eq!(with_error(20.5, None), "20.5");
         assert_eq!(with_error(1.000_000_31, Some(1.6e-7)), "1.000000 ±1.6e-7");
