@@ -69,9 +69,13 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
     if arms.iter().filter(uncompared).any(|arm| !is_reference(arm)) || !arms.iter().any(|arm| ratio(&arm)) {
         rows.push(row("perplexity of the text", &|arm| Some(significant(number(arm, "perplexity")?, 3))));
     }
-    rows.push(row("  answers flipped", &|arm| {
-        let (flips, items) = (number(arm, "answer_flips")?, number(arm, "accuracy_items")?);
-        compared(arm).then(|| format!("{flips} of {items}"))
+    rows.push(row("answers flipped", &|arm| {
+        let flips = Flips::of(arm)?;
+        let (right, wrong) = (flips.to_right, flips.to_wrong);
+        Some(format!("{} of {} ({right} to right, {wrong} to wrong)", right + wrong, flips.items))
+    }));
+    rows.push(row("  changed and still wrong", &|arm| {
+        Flips::of(arm)?.still_wrong.filter(|count| *count > 0.0).map(|count| count.to_string())
     }));
     rows.retain(|(_, fields)| fields.iter().any(|field| !field.is_empty()));
     rows
@@ -88,6 +92,29 @@ pub(super) fn remarks(arms: &[&Outcome]) -> Vec<String> {
     let remark =
         |name| format!("note: the task `{name}` did not ask the same of all arms, so its scores do not compare");
     names.into_iter().filter(differs).map(remark).collect()
+}
+
+/// Answers that are not the reference's.
+struct Flips {
+    to_right: f64,
+    to_wrong: f64,
+    /// Other answers that are as wrong as the reference's.
+    still_wrong: Option<f64>,
+    /// Items that can flip. Those of perplexities are neither right nor wrong.
+    items: f64,
+}
+
+impl Flips {
+    fn of(arm: &Outcome) -> Option<Self> {
+        let fact = |name| number(arm, name).filter(|_| compared(arm));
+        let (to_right, to_wrong) = (fact("answer_flips_to_right")?, fact("answer_flips_to_wrong")?);
+        // Rows of earlier versions count every changed answer as a flip, and do not count what can flip.
+        let changed = fact("answers_changed").or_else(|| fact("answer_flips"));
+        let still_wrong = changed.map(|changed| changed - to_right - to_wrong);
+        let can_flip = arm.tasks.iter().filter(|result| result.kind != "perplexity").map(|result| result.items);
+        let items = fact("flip_items").unwrap_or_else(|| can_flip.sum::<u64>() as f64);
+        Some(Self { to_right, to_wrong, still_wrong, items })
+    }
 }
 
 /// True where one of the rows has a standard error.

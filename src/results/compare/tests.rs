@@ -123,6 +123,30 @@ fn the_reference_is_named_where_it_stands() {
 }
 
 #[test]
+fn flips_are_told_from_other_wrong_answers() {
+    let reference = fake::cell("tiny", "cpu").id;
+    let mut arms =
+        ["cpu", "openvino"].map(|backend| outcome(&fake::cell_with_accuracy("tiny", backend, Some(&reference)), None));
+    let set = |arm: &mut Outcome, facts: &[(&str, u64)]| {
+        ["answer_flips", "answers_changed", "flip_items"].iter().for_each(|fact| drop(arm.facts.remove(*fact)));
+        arm.facts.extend(facts.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
+    };
+    let row = |text: &str, heading: &str| -> String {
+        text.lines().find_map(|line| Some(line.trim().strip_prefix(heading)?.trim().to_owned())).unwrap_or_default()
+    };
+    let split = [("answer_flips_to_right", 13), ("answer_flips_to_wrong", 6)];
+    let newer = [("answer_flips", 19), ("answers_changed", 26), ("flip_items", 292)];
+    for (facts, items) in [(&newer[..], "292"), (&[("answer_flips", 26)][..], "4")] {
+        set(&mut arms[1], &[&split[..], facts].concat());
+        let text = render(&arms);
+        assert_eq!(row(&text, "answers flipped"), format!("19 of {items} (13 to right, 6 to wrong)"), "{text}");
+        assert_eq!(row(&text, "changed and still wrong"), "7", "{text}");
+    }
+    set(&mut arms[1], &[("answer_flips", 19)]);
+    assert!(!render(&arms).contains("still wrong"), "none is");
+}
+
+#[test]
 fn a_text_without_reference_has_its_perplexity() {
     let comparison = ["perplexity_ratio", "kl_divergence_mean", "top1_agreement_share", "answer_flips"];
     let arms = ["cpu", "openvino"].map(|backend| {
@@ -132,7 +156,7 @@ fn a_text_without_reference_has_its_perplexity() {
     });
     let text = render(&arms);
     let row = text.lines().find(|line| line.starts_with("perplexity of the text")).expect("a row");
-    assert!(row.ends_with("20.5             20.5"), "{text}");
+    assert!(row.split_whitespace().filter(|field| *field == "20.5").count() == 2, "{text}");
     assert!(text.contains("accuracy, ± is the standard error"), "{text}");
 
     let reference = arms[0].cell.id.clone();
