@@ -31,6 +31,8 @@ pub struct Collector {
     warnings: Vec<String>,
     phase: Option<String>,
     noise: usize,
+    /// Why the process had no reference to compare with, where the cell has one.
+    missing_reference: Option<String>,
     /// The first thing that makes the messages unusable.
     problem: Option<(Status, String)>,
     verdict: Option<Verdict>,
@@ -43,6 +45,12 @@ enum Verdict {
 }
 
 impl Collector {
+    /// For a process that could be given no reference, and why; `None` where it lacks none. The sentence becomes a
+    /// warning, and no verdict is expected of the process.
+    pub fn without_reference(missing: Option<String>) -> Self {
+        Self { missing_reference: missing, ..Self::default() }
+    }
+
     /// Takes in a line.
     pub fn line(&mut self, line: &[u8]) -> Line {
         if line.trim_ascii().is_empty() {
@@ -75,6 +83,7 @@ impl Collector {
             },
         };
         self.remark(ended);
+        self.warnings.extend(self.missing_reference.take());
         let measured = status == Status::Measured;
         let (raw, tasks) = if measured { (self.raw, self.tasks) } else { Default::default() };
         let end = JobEnd {
@@ -92,7 +101,8 @@ impl Collector {
 
     fn check(&self, cell: &Cell, category: Category) -> Result<(), String> {
         validate::check(cell, category, &self.facts, &self.raw.samples)?;
-        validate_tasks::check(cell, category, &self.facts, &self.tasks, &self.raw.items)
+        let alone = self.missing_reference.is_some();
+        validate_tasks::check(cell, category, alone, &self.facts, &self.tasks, &self.raw.items)
     }
 
     /// The ceilings that a process measured, and why there are no more: one that was measured before the process

@@ -25,7 +25,9 @@ pub enum Found {
     Everything,
     /// The reference was measured, but its files are gone: its job must be run again.
     NoFiles(JobKey),
-    /// No answers, and why.
+    /// The reference was not measured: the cell is scored alone, and its row says this sentence.
+    NotMeasured(String),
+    /// The reference was measured, its answers are gone and cannot be had again, and why. A later try may have them.
     NoAnswers(String),
 }
 
@@ -45,16 +47,18 @@ pub fn look(record: &Record, folder: &RunFolder, cell: &Cell, category: Category
         return Found::Everything;
     };
     let job = job(reference);
-    let why = match (record.refused().get(reference), record.end(&job)) {
-        (Some(refusal), _) => format!("was not started: {}: {}", refusal.status, refusal.reason),
+    let (why, hint) = match (record.refused().get(reference), record.end(&job)) {
+        (Some(refusal), _) => (format!("was not started: {}: {}", refusal.status, refusal.reason), &refusal.hint),
         (None, Some(end)) if end.status != Status::Measured => {
-            format!("ended: {}: {}", end.status, end.reason.as_deref().unwrap_or("no reason was given"))
+            let reason = end.reason.as_deref().unwrap_or("no reason was given");
+            (format!("ended: {}: {reason}", end.status), &end.hint)
         }
         (None, Some(_)) if has_files(folder, cell, reference) => return Found::Everything,
         (None, Some(_)) => return Found::NoFiles(job),
-        (None, None) => "was not measured".to_owned(),
+        (None, None) => ("was not measured".to_owned(), &None),
     };
-    Found::NoAnswers(format!("the reference `{reference}` {why}"))
+    let hint = hint.as_ref().map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
+    Found::NotMeasured(format!("accuracy was not compared: the reference `{reference}` {why}{hint}"))
 }
 
 /// True when the folder of the reference has what the cell's plan needs.

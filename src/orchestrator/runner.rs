@@ -214,10 +214,10 @@ impl<'a> Runner<'a> {
         self.options.progress.job_started(job);
         let (mut end, raw) = match (found, self.options.host.library(&cell.backend.runtime)) {
             (Found::NoAnswers(reason), _) => {
-                let hint = "measure the reference first, or name another one as `reference`".to_owned();
+                let hint = "`ortbench run --resume DIR --retry-failed` tries once more".to_owned();
                 (JobEnd::without_result(Status::Failed, reason, Some(hint)), Raw::default())
             }
-            (_, Ok(library)) => match self.execute(job, cell, library)? {
+            (found, Ok(library)) => match self.execute(job, cell, library, missing(found))? {
                 Some(end) => end,
                 None => return Ok(false),
             },
@@ -251,7 +251,7 @@ impl<'a> Runner<'a> {
             Err(error) => return Ok(no_answers(&error.chain())),
         };
         self.options.progress.note(&format!("{}: accuracy once more, for its answers are no longer there", cell.id));
-        let Some((end, _)) = self.execute(reference, &cell, library)? else { return Ok(None) };
+        let Some((end, _)) = self.execute(reference, &cell, library, None)? else { return Ok(None) };
         Ok(match end.status {
             Status::Measured if references::has_files(&self.folder, dependent, &reference.cell) => {
                 Some(Found::Everything)
@@ -264,15 +264,25 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// The job's process, from start to end; `None` when the user ended it.
-    fn execute(&mut self, job: &JobKey, cell: &Cell, library: PathBuf) -> Result<Option<(JobEnd, Raw)>> {
+    /// The job's process, from start to end; `None` when the user ended it. With a sentence on why the reference is
+    /// missing, the process is not told of one.
+    fn execute(
+        &mut self,
+        job: &JobKey,
+        cell: &Cell,
+        library: PathBuf,
+        missing: Option<String>,
+    ) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
-        let reference = references::prepare(&self.folder, cell, category)?;
+        let reference = match &missing {
+            None => references::prepare(&self.folder, cell, category)?,
+            Some(_) => None,
+        };
         let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
         let log_path = self.folder.log(job);
         let mut log = child::open_log(&log_path)?;
-        let mut collector = Collector::default();
+        let mut collector = Collector::without_reference(missing);
         let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
             .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
         let progress = &mut *self.options.progress;
@@ -339,6 +349,13 @@ impl<'a> Runner<'a> {
     fn write_environment(&self) -> Result<()> {
         let text = serde_json::to_vec_pretty(&self.record.environment()).context("cannot express the environment")?;
         self.folder.replace(folder::ENVIRONMENT, &text)
+    }
+}
+
+fn missing(found: Found) -> Option<String> {
+    match found {
+        Found::NotMeasured(sentence) => Some(sentence),
+        Found::Everything | Found::NoFiles(_) | Found::NoAnswers(_) => None,
     }
 }
 

@@ -47,7 +47,7 @@ pub fn render(outcomes: &[Outcome]) -> String {
     let groups = groups(outcomes);
     let mut text = String::new();
     for group in &groups {
-        write_group(&mut text, group);
+        write_group(&mut text, group, outcomes);
     }
     if groups.iter().any(|group| group.iter().filter(|outcome| !outcome.measured.is_empty()).count() > 1) {
         text.push_str(
@@ -55,7 +55,7 @@ pub fn render(outcomes: &[Outcome]) -> String {
              interval over the samples of this run; another run of the same cells may differ by more.\n",
         );
     }
-    if outcomes.iter().any(|outcome| outcome.measured.contains(&Category::Accuracy)) {
+    if groups.iter().any(|group| accuracy::shows_errors(group)) {
         text.push_str("Behind figures of accuracy, ± is the standard error.\n");
     }
     text
@@ -89,7 +89,7 @@ fn by_flavour(group: Vec<&Outcome>) -> Vec<Vec<&Outcome>> {
     vec![group]
 }
 
-fn write_group(text: &mut String, group: &[&Outcome]) {
+fn write_group(text: &mut String, group: &[&Outcome], all: &[Outcome]) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{}\n", heading(group));
     let arms: Vec<&Outcome> = group.iter().copied().filter(|outcome| !outcome.measured.is_empty()).collect();
@@ -98,12 +98,13 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
         let _ = writeln!(text, "{table}");
     }
     let mut remarks = String::new();
-    for remark in accuracy::remarks(&arms) {
+    for remark in accuracy::references(&arms, all).into_iter().chain(accuracy::remarks(&arms)) {
         let _ = writeln!(remarks, "{}", wrap(&remark, WIDTH));
     }
     for outcome in group {
         let name = label(outcome, group);
-        if let Some(failure) = gate_failure(outcome) {
+        let failure = gate_failure(outcome);
+        if let Some(failure) = &failure {
             let _ = writeln!(remarks, "{}", wrap(&format!("{name}: {failure}"), WIDTH));
         }
         if outcome.status != Status::Measured {
@@ -113,7 +114,7 @@ fn write_group(text: &mut String, group: &[&Outcome]) {
                 let _ = writeln!(remarks, "{}", wrap(&format!("  hint: {hint}"), WIDTH));
             }
         }
-        for warning in outcome.all_warnings() {
+        for warning in outcome.all_warnings().iter().filter(|warning| failure.as_ref() != Some(warning)) {
             let _ = writeln!(remarks, "{}", wrap(&format!("{name}: note: {warning}"), WIDTH));
         }
     }
@@ -249,112 +250,4 @@ fn ratio(series: &Series, variant: &Outcome, baseline: &Outcome) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::cell::Category;
-    use crate::engine::fake;
-    use crate::protocol;
-    use crate::results::{JobEnd, JobKey, JobResult, SampleRun};
-
-    fn outcome(cell: &Cell, failed: Option<Category>) -> Outcome {
-        let jobs: Vec<(JobKey, JobResult)> = cell
-            .categories
-            .iter()
-            .map(|&category| {
-                let key = JobKey { cell: cell.id.clone(), category, process: 0 };
-                if failed == Some(category) {
-                    let end = JobEnd::without_result(Status::Failed, "it fell over", Some("catch it".into()));
-                    return (key, JobResult { end, samples: Vec::new() });
-                }
-                let samples = fake::samples(cell, category, 0)
-                    .into_iter()
-                    .map(|(metric, repetition, values)| SampleRun { metric, repetition, values })
-                    .collect();
-                let mut end = JobEnd::without_result(Status::Measured, "", None);
-                end.facts = fake::facts(cell);
-                if category == Category::Accuracy {
-                    end.tasks = fake::tasks(cell).0;
-                }
-                if cell.backend.name == "openvino" {
-                    end.facts.insert("fallback_nodes".into(), 2_u64.into());
-                }
-                (key, JobResult { end, samples })
-            })
-            .collect();
-        let jobs: Vec<_> = jobs.iter().map(|(key, job)| (key, job)).collect();
-        Outcome::of(cell, &jobs, BTreeMap::new(), Arc::default())
-    }
-
-    #[test]
-    fn backends_stand_side_by_side_and_failures_below() {
-        let cells = ["cpu", "openvino"].map(|backend| fake::cell("tiny", backend));
-        let outcomes = [outcome(&cells[0], None), outcome(&cells[1], Some(Category::Memory))];
-        insta::assert_snapshot!(render(&outcomes));
-    }
-
-    #[test]
-    fn flavours_are_compared_apart_where_every_backend_has_them_and_together_where_not() {
-        let arm = |backend, flavour| {
-            let mut cell = fake::cell("tiny", backend);
-            cell.flavour = flavour;
-            cell.categories = vec![Category::Throughput];
-            outcome(&cell, None)
-        };
-        use Flavour::{Fused, Plain};
-        let crossed = [arm("cpu", Fused), arm("openvino", Fused), arm("cpu", Plain), arm("openvino", Plain)];
-        assert_eq!(groups(&crossed).iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
-        assert_eq!(groups(&crossed[1..]).iter().map(Vec::len).collect::<Vec<_>>(), [3]);
-        insta::assert_snapshot!("three_arms", render(&crossed[1..]));
-    }
-
-    #[test]
-    fn an_arm_below_the_floor_wins_nothing() {
-        let reference = fake::cell_with_accuracy("tiny", "cpu", None).id;
-        let mut arms = ["cpu", "openvino"].map(|backend| {
-            let cell = fake::cell_with_accuracy("tiny", backend, Some(&reference));
-            outcome(&cell, None)
-        });
-        let fact = |name: &str, value: &str| (name.to_owned(), value.into());
-        arms[1]
-            .facts
-            .extend([fact("accuracy_gate", "fail"), fact("accuracy_gate_detail", "recall 0.31 of 0.42 (floor 0.99)")]);
-        let text = render(&arms);
-        assert!(!text.lines().any(|line| line.ends_with("better")), "{text}");
-        insta::assert_snapshot!("below_the_floor", text);
-
-        arms[1].tasks[0].hash = "another".to_owned();
-        let many = (0..8).map(|index| protocol::TaskResult { task: format!("t{index}"), ..arms[1].tasks[1].clone() });
-        arms[1].tasks.extend(many.collect::<Vec<_>>());
-        let text = render(&arms);
-        assert!(text.contains("the task `recall` did not ask the same"), "{text}");
-        assert!(
-            text.contains("t3, word_perplexity") && !text.contains("t4,") && text.contains("4 in tasks.csv"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn an_arm_whose_answers_nobody_knows_is_marked() {
-        let reference = fake::cell("tiny", "cpu").id;
-        let arms = ["cpu", "openvino"].map(|backend| {
-            let cell = fake::cell_with_accuracy("tiny", backend, Some(&reference));
-            outcome(&cell, (backend == "openvino").then_some(Category::Accuracy))
-        });
-        let text = render(&arms);
-        assert!(text.contains("cpu                openvino (accuracy unknown)   against cpu"), "{text}");
-        assert!(text.contains("openvino: failed: accuracy: it fell over"), "{text}");
-    }
-
-    #[test]
-    fn an_arm_without_accuracy_is_compared_all_the_same() {
-        let with = fake::cell_with_accuracy("tiny", "cpu", None);
-        let without = fake::cell("tiny", "openvino");
-        assert!(same_configuration(&with, &without));
-        let mut slower = without;
-        slower.categories = vec![Category::Memory];
-        assert!(!same_configuration(&with, &slower));
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::metrics::{self, Series};
 use crate::protocol::{FactValue, ItemResults, TaskResult};
-use crate::results::columns;
+use crate::results::{accuracy, columns};
 use crate::stats::Summary;
 
 /// One process's share of a cell: a category, and which of its repeated processes.
@@ -195,7 +195,8 @@ impl Outcome {
 
     /// What the worker and the figures themselves tell the row's reader.
     pub fn all_warnings(&self) -> Vec<String> {
-        let mut warnings = self.warnings.clone();
+        let mut warnings: Vec<_> = accuracy::gate_failure(self).into_iter().collect();
+        warnings.extend_from_slice(&self.warnings);
         warnings.extend(columns::remarks(self));
         warnings
     }

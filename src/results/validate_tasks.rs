@@ -7,13 +7,15 @@ use crate::metrics;
 use crate::protocol::{FactValue, ItemResults, TaskResult};
 
 /// Checks what a job that says it measured `category` reported of tasks: each task of the cell's plan once, with
-/// figures that are known and finite, and a verdict where there is a floor.
+/// figures that are known and finite, and a verdict where there is a floor. `alone` says that the cell's reference was
+/// missing, so that there can be no verdict.
 ///
 /// # Errors
 /// The sentence that becomes the `invalid` cell's reason.
 pub fn check(
     cell: &Cell,
     category: Category,
+    alone: bool,
     facts: &BTreeMap<String, FactValue>,
     tasks: &[TaskResult],
     items: &[ItemResults],
@@ -33,13 +35,19 @@ pub fn check(
         return Err(format!("the task `{missing}` has no result"));
     }
     items.iter().try_for_each(|of| check_items(of, tasks))?;
-    plan.map_or(Ok(()), |plan| check_gate(cell, plan, facts))
+    plan.map_or(Ok(()), |plan| check_gate(cell, plan, alone, facts))
 }
 
 /// A cell with a floor that nobody looked at would pass for one that keeps it. References have none: they are it.
-fn check_gate(cell: &Cell, plan: &AccuracyPlan, facts: &BTreeMap<String, FactValue>) -> Result<(), String> {
-    let compared = plan.reference.as_ref().is_some_and(|reference| *reference != cell.id);
+fn check_gate(
+    cell: &Cell,
+    plan: &AccuracyPlan,
+    alone: bool,
+    facts: &BTreeMap<String, FactValue>,
+) -> Result<(), String> {
+    let compared = !alone && plan.reference.as_ref().is_some_and(|reference| *reference != cell.id);
     match facts.get("accuracy_gate") {
+        Some(_) if alone => Err("`accuracy_gate` was reported, and there was no reference".to_owned()),
         Some(FactValue::Text(word)) if word == "pass" || word == "fail" => Ok(()),
         Some(other) => Err(format!("`accuracy_gate` is {other:?}, neither `pass` nor `fail`")),
         None if compared && plan.floor.is_some() && !plan.tasks.is_empty() => {
@@ -102,7 +110,7 @@ mod tests {
         let cell = fake::cell_with_accuracy("a", "cpu", None);
         let (mut tasks, mut items) = fake::tasks(&cell);
         edit(&mut tasks, &mut items);
-        check(&cell, Category::Accuracy, &fake::facts(&cell), &tasks, &items).expect_err("should be invalid")
+        check(&cell, Category::Accuracy, false, &fake::facts(&cell), &tasks, &items).expect_err("should be invalid")
     }
 
     #[test]
@@ -110,25 +118,29 @@ mod tests {
         let cell = fake::cell_with_accuracy("a", "cpu", None);
         let (tasks, items) = fake::tasks(&cell);
         let facts = fake::facts(&cell);
-        assert_eq!(check(&cell, Category::Accuracy, &facts, &tasks, &items), Ok(()));
-        assert_eq!(check(&cell, Category::Speed, &facts, &[], &[]), Ok(()));
-        assert!(check(&cell, Category::Speed, &facts, &tasks, &items).is_err());
+        assert_eq!(check(&cell, Category::Accuracy, false, &facts, &tasks, &items), Ok(()));
+        assert_eq!(check(&cell, Category::Speed, false, &facts, &[], &[]), Ok(()));
+        assert!(check(&cell, Category::Speed, false, &facts, &tasks, &items).is_err());
     }
 
     #[test]
     fn a_floor_has_a_verdict() {
-        let judged = |cell: &Cell, facts: &BTreeMap<String, FactValue>| {
+        let checked = |alone: bool, cell: &Cell, facts: &BTreeMap<String, FactValue>| {
             let (tasks, items) = fake::tasks(cell);
-            check(cell, Category::Accuracy, facts, &tasks, &items)
+            check(cell, Category::Accuracy, alone, facts, &tasks, &items)
         };
+        let judged = |cell: &Cell, facts: &BTreeMap<String, FactValue>| checked(false, cell, facts);
+        let alone = |cell: &Cell, facts: &BTreeMap<String, FactValue>| checked(true, cell, facts);
         let reference = fake::cell("a", "cpu").id;
         let cell = fake::cell_with_accuracy("a", "openvino", Some(&reference));
         let mut facts = fake::facts(&cell);
         assert_eq!(judged(&cell, &facts), Ok(()));
+        assert!(alone(&cell, &facts).unwrap_err().contains("there was no reference"));
         facts.insert("accuracy_gate".into(), "perhaps".into());
         assert!(judged(&cell, &facts).unwrap_err().contains("neither `pass` nor `fail`"));
         facts.remove("accuracy_gate");
         assert!(judged(&cell, &facts).unwrap_err().contains("was not reported"));
+        assert_eq!(alone(&cell, &facts), Ok(()), "no reference, no verdict");
         assert_eq!(judged(&fake::cell_with_accuracy("a", "cpu", Some(&reference)), &facts), Ok(()), "the reference");
         assert_eq!(judged(&fake::cell_with_accuracy("a", "openvino", None), &facts), Ok(()), "no floor");
     }

@@ -29,6 +29,7 @@ fn hostile_cells() -> Vec<Cell> {
 fn the_header_of_the_summary_is_as_agreed() {
     let names: Vec<_> = columns::all().iter().map(|column| column.name.as_str()).collect();
     insta::assert_snapshot!("summary_header", names.join("\n"));
+    assert_eq!(names[3..6], ["status", "reason", "accuracy_gate"]);
 }
 
 #[test]

@@ -87,10 +87,33 @@ pub fn below_the_floor(fact: &str) -> Option<FactValue> {
     }
 }
 
+/// True of facts and figures of tasks that only a comparison with a reference gives.
+pub fn compares(figure: &str) -> bool {
+    const STARTS: [&str; 15] = [
+        "accuracy_gate",
+        "accuracy_of_reference",
+        "answer_flips",
+        "answers_changed",
+        "flip",
+        "reference_",
+        "of_reference_",
+        "kl_divergence_",
+        "top1_",
+        "top5_",
+        "rms_probability_difference",
+        "max_logit_difference",
+        "perplexity_ratio",
+        "greedy_",
+        "first_divergent_token",
+    ];
+    STARTS.iter().any(|start| figure.starts_with(start))
+}
+
 /// Sends the results, but for what the behaviour changes.
-pub fn measure(cell: &Cell, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
+pub fn measure(cell: &Cell, compared: bool, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
     let (results, items) = tasks(cell);
     for (mut result, mut items) in results.into_iter().zip(items) {
+        result.figures.retain(|figure, _| compared || !compares(figure));
         match behaviour {
             Behaviour::Lack(task) if *task == result.task => continue,
             Behaviour::Value(figure, value) => {

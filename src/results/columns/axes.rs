@@ -1,11 +1,18 @@
 //! Identity and settings: the columns that every row fills.
 
-use super::{Column, Group, Kind, Row, SCHEMA_VERSION, Source, unit_of};
+use super::{Column, Group, Kind, Row, SCHEMA_VERSION, Source, fact_column, unit_of};
 use crate::cell::{Category, PromptSource};
+use crate::metrics;
 use crate::results::Value;
+
+/// A fact that stands beside how the row ended: a fast cell with wrong answers is to be seen at once.
+pub(super) const GATE: &str = "accuracy_gate";
 
 pub(super) fn columns() -> Vec<Column> {
     let mut columns = identity();
+    let after_reason = columns.iter().position(|column| column.name == "reason").map_or(0, |place| place + 1);
+    let gate = metrics::find_fact(GATE).map(|fact| fact_column(fact, Group::Identity, Source::Fact(GATE)));
+    columns.splice(after_reason..after_reason, gate);
     columns.extend(settings());
     columns
 }

@@ -192,7 +192,8 @@ pub fn all() -> &'static [Column] {
         let mut columns = axes::columns();
         columns.extend(SERIES.iter().map(series::median));
         columns.extend(derived::columns());
-        columns.extend(FACTS.iter().map(|fact| fact_column(fact, Group::Facts, Source::Fact(fact.name))));
+        let facts = FACTS.iter().filter(|fact| fact.name != axes::GATE);
+        columns.extend(facts.map(|fact| fact_column(fact, Group::Facts, Source::Fact(fact.name))));
         columns.extend(CEILINGS.iter().map(|fact| fact_column(fact, Group::Ceilings, Source::Ceiling(fact.name))));
         columns.extend(SERIES.iter().flat_map(series::spread));
         columns.extend(environment::columns());
