@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::error::Result;
-use crate::results::JobKey;
 use crate::results::folder::{RunFolder, write_error};
 use crate::results::record::Record;
+use crate::results::{JobEnd, JobKey};
 
 /// The answers.
 const ANSWERS: &str = "reference.json";
@@ -87,6 +87,21 @@ pub fn prepare(folder: &RunFolder, cell: &Cell, category: Category) -> Result<Op
         }
     }
     Ok(Some(path))
+}
+
+/// True when two runs of a reference's job read the same package and tasks and came to the same scores.
+pub fn same(first: &JobEnd, second: &JobEnd) -> bool {
+    let asked = |end: &JobEnd| {
+        let tasks = end.tasks.iter().map(|task| (task.task.clone(), task.hash.clone(), task.figures.clone()));
+        (end.facts.get("package_hash").cloned(), tasks.collect::<Vec<_>>())
+    };
+    asked(first) == asked(second)
+}
+
+/// Removes a reference's answers, so that nothing is compared with them. What cannot be removed is found again, and
+/// refused again.
+pub fn forget(folder: &RunFolder, reference: &CellId) {
+    let _ = fs::remove_file(folder.reference(reference).join(ANSWERS));
 }
 
 /// Removes what is large once no cell is due. What cannot be removed does no harm.

@@ -253,6 +253,11 @@ impl<'a> Runner<'a> {
         self.options.progress.note(&format!("{}: accuracy once more, for its answers are no longer there", cell.id));
         let Some((end, _)) = self.execute(reference, &cell, library, None)? else { return Ok(None) };
         Ok(match end.status {
+            // Its row stands already, and other cells may have been held against its first answers.
+            Status::Measured if !self.record.end(reference).is_some_and(|first| references::same(first, &end)) => {
+                references::forget(&self.folder, &reference.cell);
+                no_answers("another run of it gave others: a file changed in between")
+            }
             Status::Measured if references::has_files(&self.folder, dependent, &reference.cell) => {
                 Some(Found::Everything)
             }

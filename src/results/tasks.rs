@@ -117,9 +117,15 @@ fn result() -> Vec<TaskColumn> {
         column("chat", Kind::Bool, "Whether prompts went through the model's chat template.", |row| {
             Some(row.result.chat.into())
         }),
-        column("truncated", Kind::Integer, "Requests that were cut from the left to fit the context.", |row| {
-            Some(row.result.truncated.into())
+        column("truncated_items", Kind::Integer, "Items of which a request was cut from the left to fit.", |row| {
+            Some(row.result.truncated_items.into())
         }),
+        column(
+            "truncated_requests",
+            Kind::Integer,
+            "Requests that were cut (an item has one for each choice).",
+            |row| Some(row.result.truncated.into()),
+        ),
         column(
             "seconds",
             Kind::Float,

@@ -87,7 +87,7 @@ fn check_items(of: &ItemResults, tasks: &[TaskResult]) -> Result<(), String> {
     let Some(task) = tasks.iter().find(|task| task.task == *name) else {
         return Err(format!("the worker reported items of a task `{name}` of which it reported no result"));
     };
-    if of.ids.len() != of.values.len() || of.ids.len() as u64 > task.items {
+    if of.ids.len() != of.values.len() || of.ids.len() as u64 != task.items {
         return Err(format!(
             "`{metric}` of the task `{name}` has {} values for {} ids of {} items",
             of.values.len(),

@@ -160,12 +160,20 @@ fn answers_that_were_removed_are_made_again() {
     for gone in ["logits.bin", "reference.json"] {
         let _ = fs::remove_file(reference.join(gone));
         let before = (ended(&report.folder).len(), summary(&report.folder)[1].clone());
-        // What the reference measures the second time must not count.
-        let again = resume(&report.folder, "arm-openvino/accuracy=abort;ref-cpu=value:acc:0.1", true).unwrap();
+        let again = resume(&report.folder, "arm-openvino/accuracy=abort", true).unwrap();
         assert_eq!(ended(&report.folder).len(), before.0 + 1, "the reference's second run is no job of its own");
         assert!(reference.join("reference.json").is_file() && !reference.join("logits.bin").exists());
         assert_eq!(summary(&report.folder)[1], before.1);
         assert_eq!(again.outcomes[1].tasks[0].figures["acc"], 0.75);
+    }
+    // Answers that are others than those of its row are no reference.
+    fs::remove_file(reference.join("reference.json")).unwrap();
+    for script in ["ref-cpu=value:acc:0.1", "ref-cpu=package:another"] {
+        let other = resume(&report.folder, script, true).unwrap();
+        let reason = other.outcomes[0].reason.clone().unwrap();
+        assert!(reason.contains("lost its answers, and another run of it gave others"), "{reason}");
+        assert_eq!(other.outcomes[1].tasks[0].figures["acc"], 0.75);
+        assert!(!reference.join("reference.json").exists());
     }
     let unwilling = resume(&report.folder, "ref-cpu=fail:out_of_memory", true).unwrap();
     let reason = unwilling.outcomes[0].reason.clone().unwrap();
