@@ -39,9 +39,15 @@ fn is_array(path: &Path) -> bool {
 pub fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
     let shown = path.display();
     let failed = || format!("cannot read the items `{shown}`");
-    let file = File::open(path)
-        .with_context(failed)
-        .map_err(|error| error.hint("`data` in the description or in the matrix names the items' file"))?;
+    let hint = "`data` in the description or in the matrix names the items' file";
+    if path.is_dir() {
+        return Err(Error::new(format!("the items `{shown}` are a folder, not a file")).hint(hint));
+    }
+    // A pipe would make the program wait for ever, a device read for ever.
+    if path.exists() && !path.is_file() {
+        return Err(Error::new(failed()).because(std::io::Error::other("it is not a regular file")).hint(hint));
+    }
+    let file = File::open(path).with_context(failed).map_err(|error| error.hint(hint))?;
     let reader = BufReader::with_capacity(1 << 16, file);
     let limit = limit.unwrap_or(usize::MAX);
     let records = match is_array(path) {
