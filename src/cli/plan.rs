@@ -146,6 +146,7 @@ fn describe(plan: &AccuracyPlan) -> String {
         words.extend(task.fewshot.map(|fewshot| format!("{fewshot} examples")));
         words.extend(task.chat.map(|chat| if chat { "chat template" } else { "no chat template" }.to_owned()));
         words.extend(task.max_length.map(|length| format!("{length} tokens at most")));
+        words.extend(task.max_tokens.map(|tokens| format!("answers of {tokens} tokens at most")));
         lines.push(words.join(", "));
     }
     if let Some(fidelity) = &plan.fidelity {

@@ -86,6 +86,7 @@ fn show(args: &Args, source: TaskSource) -> Result<String> {
         fewshot: args.fewshot,
         chat: None,
         max_length: None,
+        max_tokens: None,
     };
     let set = TaskSet::of(description, &task, args.seed, || match &args.package {
         Some(folder) => Package::open(folder)?.chat_template(),

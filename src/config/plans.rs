@@ -149,6 +149,7 @@ impl Planner<'_> {
             fewshot: task.fewshot,
             chat: task.chat,
             max_length: task.max_length,
+            max_tokens: task.max_tokens,
         };
         if self.looked_at.contains(&resolved) {
             return resolved;

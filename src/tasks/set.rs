@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::description::{Description, Form, ProgramRun};
+use super::description::{Description, Form, ProgramRun, Settings};
 use super::fewshot::Examples;
 use super::records::{self, Record};
 use super::render::Renderer;
@@ -127,7 +127,8 @@ impl TaskSet {
         }
 
         let max_length = task.max_length.map(|length| length as usize);
-        let hash = hash(&description, &items, settings.fewshot, settings.chat, max_length)?;
+        let max_tokens = settings.max_tokens;
+        let hash = hash(&description, &items, &settings, max_length)?;
         Ok(Self {
             name: task.name.clone(),
             kind: description.kind,
@@ -136,7 +137,7 @@ impl TaskSet {
             chat: settings.chat,
             max_length,
             stops: Stops::new(&description.until),
-            max_tokens: description.max_tokens,
+            max_tokens,
             metric: description.metric,
             run: description.run.clone(),
             hash,
@@ -163,15 +164,12 @@ impl TaskSet {
 
 /// First digits of the SHA-256 over everything that decides what is asked. Images count by their contents, paths do
 /// not count.
-fn hash(
-    description: &Description,
-    items: &[Item],
-    fewshot: usize,
-    chat: bool,
-    max_length: Option<usize>,
-) -> Result<String> {
+fn hash(description: &Description, items: &[Item], settings: &Settings, max_length: Option<usize>) -> Result<String> {
     let mut digests: HashMap<&PathBuf, String> = HashMap::new();
-    let mut text = serde_json::json!([description.source, fewshot, chat, max_length]).to_string();
+    let mut text = serde_json::json!([description.source, settings.fewshot, settings.chat, max_length]).to_string();
+    if settings.max_tokens != description.max_tokens {
+        text.push_str(&format!("\nmax_tokens {}", settings.max_tokens));
+    }
     for item in items {
         for image in &item.images {
             if !digests.contains_key(image) {

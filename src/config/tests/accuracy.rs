@@ -151,9 +151,10 @@ fn what_stands_behind_the_limit_is_not_looked_at_and_chats_need_no_model() {
 
 #[test]
 fn programs_run_only_where_the_section_allows_it() {
-    let section = "accuracy: {run_code: true, tasks: [{task: humaneval, data: code.jsonl}]}\n";
+    let section = "accuracy: {run_code: true, tasks: [{task: humaneval, data: code.jsonl, max_tokens: 48}]}\n";
     let matrix = good(&format!("{HEAD}{section}"));
-    assert!(matrix.cells[0].accuracy.as_ref().unwrap().run_code);
+    let plan = matrix.cells[0].accuracy.as_ref().unwrap();
+    assert_eq!((plan.run_code, plan.tasks[0].max_tokens), (true, Some(48)));
 }
 
 #[test]
@@ -177,6 +178,8 @@ fn mistakes_have_places_and_remedies() {
         ("unknown key", text.replace("fewshot", "fewshots")),
         ("unknown key of the section", text.replace("  seed: 7", "  sead: 7")),
         ("no description", text.replace("- task: hellaswag\n      data", "- data")),
+        ("an answer's length where none is written", text.replace("max_length", "max_tokens")),
+        ("an answer of no tokens", text.replace("max_length: 2048", "max_tokens: 0")),
         ("unknown scoring", text.replace("  seed: 7", "  scoring: bached")),
         ("limit of zero", text.replace("limit: 500", "limit: 0")),
         (

@@ -24,6 +24,7 @@ pub fn task(folder: &Path) -> TaskRef {
         fewshot: None,
         chat: None,
         max_length: None,
+        max_tokens: None,
     }
 }
 
@@ -294,6 +295,16 @@ fn equal_hashes_ask_the_same() {
     assert_ne!(plain, hash(|task| task.fewshot = Some(1)));
     assert_ne!(plain, hash(|task| task.chat = Some(true)));
     assert_ne!(plain, hash(|task| task.max_length = Some(100)));
+}
+
+#[test]
+fn the_matrix_bounds_answers() {
+    let generation = "version: 1\nname: g\nkind: generation\ndata: items.jsonl\ncontext: \"{{ q }}\"\nanswer: label\n";
+    let load = |tokens: Option<u32>| load_with(generation, ITEMS, |task| task.max_tokens = tokens).unwrap();
+    let [default, same, shorter] = [None, Some(256), Some(16)].map(load);
+    assert_eq!([default.max_tokens, same.max_tokens, shorter.max_tokens], [256, 256, 16]);
+    assert_eq!(default.hash, same.hash);
+    assert_ne!(default.hash, shorter.hash, "an answer that is cut is another one");
 }
 
 #[test]
