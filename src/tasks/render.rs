@@ -24,6 +24,8 @@ pub struct Renderer<'e> {
     expressions: BTreeMap<&'static str, Expression<'e>>,
     /// Where images' paths start.
     folder: &'e Path,
+    /// What records are in their file: lines, say.
+    unit: &'static str,
     chat: Option<&'e ChatTemplate>,
 }
 
@@ -35,7 +37,8 @@ pub struct Example {
 }
 
 impl<'e> Renderer<'e> {
-    /// Compiles them. Images' paths start at `folder`; prompts become chats where there is a template for one.
+    /// Compiles them for the items of a file. Images' paths start at `folder`, the file's own; prompts become chats
+    /// where there is a template for one.
     ///
     /// # Errors
     /// None for a description that was checked.
@@ -43,9 +46,11 @@ impl<'e> Renderer<'e> {
         environment: &'e Environment<'static>,
         description: &'e Description,
         folder: &'e Path,
+        unit: &'static str,
         chat: Option<&'e ChatTemplate>,
     ) -> Result<Self> {
-        let mut renderer = Self { description, templates: BTreeMap::new(), expressions: BTreeMap::new(), folder, chat };
+        let (templates, expressions) = (BTreeMap::new(), BTreeMap::new());
+        let mut renderer = Self { description, templates, expressions, folder, unit, chat };
         let (mut templates, mut expressions): (Vec<(_, &String)>, Vec<(_, &String)>) = (Vec::new(), Vec::new());
         match &description.form {
             Form::Choice { inputs, answer } => {
@@ -195,7 +200,8 @@ impl<'e> Renderer<'e> {
         let id = match (&self.description.id, record.fields.get("id")) {
             (Some(_), _) => self.value("id", value)?,
             (None, Some(id)) => Value::from_serialize(id),
-            (None, None) => Value::from(record.number),
+            // A bare number is what spreadsheets and guards against formulas change.
+            (None, None) => format!("{}-{}", self.unit, record.number).into(),
         };
         match scalar(&id).filter(|id| !id.is_empty()) {
             Some(id) => Ok(id),

@@ -84,7 +84,7 @@ impl TaskSet {
         let environment = template::environment();
         let folder = std::path::absolute(path).with_context(|| format!("cannot find `{}`", path.display()))?;
         let folder = folder.parent().unwrap_or(Path::new("/"));
-        let renderer = Renderer::new(&environment, &description, folder, chat.as_ref())?;
+        let renderer = Renderer::new(&environment, &description, folder, records::unit(path), chat.as_ref())?;
         let at = |path: &Path, record: &Record| {
             format!("`{}`, {} {}, does not fit the task", path.display(), records::unit(path), record.number)
         };

@@ -150,7 +150,7 @@ fn answers_that_are_none() {
     let error = set.program(&set.items[0], "").unwrap_err();
     assert_eq!(
         error.chain(),
-        "cannot write the program of the item `1`: the template `program` names `tset`, which the record lacks"
+        "cannot write the program of the item `line-1`: the template `program` names `tset`, which the record lacks"
     );
 }
 

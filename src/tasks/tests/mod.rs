@@ -92,7 +92,7 @@ fn context(item: &Item) -> &str {
 fn choices_with_index_and_text_as_answers() {
     let set = load(CHOICE, ITEMS).unwrap();
     let ids: Vec<_> = set.items.iter().map(|item| item.id.as_str()).collect();
-    assert_eq!(ids, ["1", "2", "es"]);
+    assert_eq!(ids, ["line-1", "line-2", "es"]);
     let (first, choices, answer) = pairs(&set.items[0]);
     assert_eq!(first[1], ("Q: France?\nA:".to_owned(), " Rome".to_owned()));
     assert_eq!((choices[0].as_str(), answer), ("Paris", 0));
@@ -314,5 +314,6 @@ fn an_array_is_read_as_well() {
     fs::write(folder.path().join("items.json"), array).unwrap();
     let mut task = task(folder.path());
     task.data = Some(folder.path().join("items.json"));
-    assert_eq!(TaskSet::load(&task, 0, no_template).unwrap().items.len(), 3);
+    let ids: Vec<_> = TaskSet::load(&task, 0, no_template).unwrap().items.into_iter().map(|item| item.id).collect();
+    assert_eq!(ids, ["record-1", "record-2", "es"]);
 }
