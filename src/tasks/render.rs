@@ -227,11 +227,30 @@ impl<'e> Renderer<'e> {
         };
         let Some(chat) = self.chat else { return Ok(preamble + &in_one_text()) };
         let system = join(&self.text("system", record)?, &preamble, &fewshot.separator);
+        let render = |images: usize| chat.render(&self.messages(context, in_one_text, &system, examples, images));
+        render(images).map_err(|error| match images {
+            // A template for texts alone joins or strips a turn's content, which is a list where it has images.
+            1.. if render(0).is_ok() => Error::unsupported("the model's chat template takes no images")
+                .because(error)
+                .hint("ask the task of models that take images: `when: {model: …}` in the matrix's task"),
+            _ => error,
+        })
+    }
+
+    /// The turns of a chat.
+    fn messages(
+        &self,
+        context: &str,
+        in_one_text: impl Fn() -> String,
+        system: &str,
+        examples: &[Example],
+        images: usize,
+    ) -> Vec<ChatMessage> {
         let mut messages = Vec::new();
         if !system.is_empty() {
-            messages.push(ChatMessage::new("system", &system, 0));
+            messages.push(ChatMessage::new("system", system, 0));
         }
-        if fewshot.turns {
+        if self.description.fewshot.turns {
             for Example { question, answer } in examples {
                 messages.push(ChatMessage::new("user", question, 0));
                 messages.push(ChatMessage::new("assistant", answer, 0));
@@ -240,7 +259,7 @@ impl<'e> Renderer<'e> {
         } else {
             messages.push(ChatMessage::new("user", &in_one_text(), images));
         }
-        chat.render(&messages)
+        messages
     }
 
     fn images(&self, record: &Value) -> Result<Vec<PathBuf>> {

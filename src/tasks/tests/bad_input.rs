@@ -155,6 +155,23 @@ fn answers_that_are_none() {
 }
 
 #[test]
+fn a_template_without_images_is_named() {
+    let folder = write(&format!("{CHOICE}images: picture\nchat: true\n"), "");
+    fs::write(folder.path().join("a.png"), "one").unwrap();
+    let item = ITEMS.lines().next().unwrap().replace('}', ", \"picture\": \"a.png\"}");
+    fs::write(folder.path().join("items.jsonl"), item).unwrap();
+    let load = |template: &str| TaskSet::load(&task(folder.path()), 0, || ChatTemplate::parse(template.to_owned()));
+    let error = load("{% for message in messages %}{{ '<' + message.content + '>' }}{% endfor %}").unwrap_err();
+    assert!(error.chain().contains("the model's chat template takes no images: the chat template refuses"));
+    assert!(error.find_hint().unwrap().contains("`when: {model: …}`"));
+    assert_eq!(error.root_kind(), crate::error::Kind::Unsupported);
+    // One that refuses everything says so itself.
+    let error = load("{{ raise_exception('never again') }}").unwrap_err();
+    assert!(!error.chain().contains("images") && error.chain().ends_with("refuses these messages: never again"));
+    assert!(load(CHAT).is_ok());
+}
+
+#[test]
 fn long_values_are_cut_in_messages() {
     let text = "é".repeat(500);
     let message = refused(CHOICE, format!("{{\"q\": \"\", \"options\": \"{text}\", \"label\": 0}}"), |_| {});
