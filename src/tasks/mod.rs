@@ -17,6 +17,7 @@ mod render;
 mod score;
 mod set;
 mod template;
+mod values;
 mod written;
 
 pub use answer::Stops;

@@ -11,6 +11,7 @@ use super::description::{Description, Form, Inputs};
 use super::encode::is_space;
 use super::records::Record;
 use super::template::{Expression, Template};
+use super::values::{answer_index, answers, choices, scalar, show, texts};
 use super::{Ask, Item};
 use crate::error::{Context, Error, Result};
 use crate::package::{ChatMessage, ChatTemplate};
@@ -305,77 +306,6 @@ fn words(text: &str) -> usize {
         in_space = space;
     }
     words
-}
-
-fn choices(key: &str, value: &Value) -> Result<Vec<String>> {
-    let choices = texts(key, value)?;
-    if choices.len() < 2 {
-        let count = choices.len();
-        return Err(Error::new(format!("`{key}` has {count} of them; a choice needs two or more")));
-    }
-    match choices.iter().position(String::is_empty).filter(|_| key == "choices") {
-        Some(empty) => Err(Error::new(format!("choice {empty} (counted from 0) is empty"))),
-        None => Ok(choices),
-    }
-}
-
-fn texts(key: &str, value: &Value) -> Result<Vec<String>> {
-    let list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable).then(|| value.try_iter());
-    let Some(Ok(list)) = list else {
-        return Err(Error::new(format!("`{key}` is {}, not a list of texts", show(value)))
-            .hint("`[first, second]` makes a list of two fields"));
-    };
-    let texts = list
-        .map(|value| scalar(&value).ok_or_else(|| Error::new(format!("`{key}` holds {}, not a text", show(&value)))));
-    texts.collect()
-}
-
-fn answers(value: &Value) -> Result<Vec<String>> {
-    if let Some(answer) = scalar(value) {
-        return Ok(vec![answer]);
-    }
-    let answers = texts("answer", value)?;
-    if answers.is_empty() {
-        Err(Error::new("`answer` is an empty list: no answer would be right"))
-    } else {
-        Ok(answers)
-    }
-}
-
-fn answer_index(value: &Value, choices: &[String]) -> Result<usize> {
-    let count = choices.len();
-    if let Some(text) = value.as_str() {
-        return choices.iter().position(|choice| choice == text).ok_or_else(|| {
-            Error::new(format!("the answer {} is none of the {count} choices", show(value)))
-                .hint("an index in a text becomes a number by `label | int`, a letter by `index_of(letters(4), label)`")
-        });
-    }
-    if !value.is_integer() {
-        return Err(Error::new(format!("the answer is {}, neither an index nor a choice's text", show(value)))
-            .hint("`answer | int` makes an index of a truth value"));
-    }
-    usize::try_from(value.clone()).ok().filter(|index| *index < count).ok_or_else(|| {
-        Error::new(format!("the answer's index is {value}, and there are {count} choices, counted from 0"))
-            .hint("where records count from 1, write `answer: label | int - 1`")
-    })
-}
-
-/// A text or a number, as text.
-fn scalar(value: &Value) -> Option<String> {
-    match value.kind() {
-        ValueKind::String => value.as_str().map(str::to_owned),
-        ValueKind::Number => Some(value.to_string()),
-        _ => None,
-    }
-}
-
-/// A value in a message, not longer than a line.
-fn show(value: &Value) -> String {
-    let text = format!("{value:?}");
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("`{}…`", &text[..end]),
-        None => format!("`{text}`"),
-    }
 }
 
 #[cfg(test)]

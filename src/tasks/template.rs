@@ -7,6 +7,7 @@ use fancy_regex::Regex;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 
+use super::values::unanswered_record;
 use crate::error::Error;
 
 /// Functions that are added to Jinja's own.
@@ -169,6 +170,12 @@ fn explain(
     names: impl IntoIterator<Item = String>,
     record: &Value,
 ) -> Error {
+    let names = Vec::from_iter(names);
+    let empty = |name: &String| record.get_attr(name).is_ok_and(|value| value.as_str() == Some(""));
+    if key == "answer" && names.iter().any(empty) {
+        // An empty text is no number and no letter.
+        return unanswered_record().because(error);
+    }
     let of_undefined = error.kind() == ErrorKind::UndefinedError || error.to_string().contains("undefined");
     let missing: BTreeSet<String> = names
         .into_iter()

@@ -76,6 +76,11 @@ fn descriptions() {
     insta::assert_snapshot!(messages(cases));
 }
 
+fn folder_of(task: &TaskRef) -> std::path::PathBuf {
+    let TaskSource::File(description) = &task.description else { panic!("{task:?}") };
+    description.parent().unwrap().to_owned()
+}
+
 #[test]
 fn items() {
     let item = |options: &str, label: &str| format!("{{\"q\": \"?\", \"options\": {options}, \"label\": {label}}}\n");
@@ -88,6 +93,10 @@ fn items() {
         ("empty file", plain("\n\n")),
         ("not UTF-8", refused(CHOICE, [good.as_bytes(), b"{\"q\": \"\xe9\"}"].concat(), |_| {})),
         ("UTF-16", refused(CHOICE, b"\xff\xfe{\0}\0", |_| {})),
+        ("gzip", refused(CHOICE, b"\x1f\x8b\x08\0", |_| {})),
+        ("Parquet", refused(CHOICE, b"PAR1\x15\x04", |_| {})),
+        ("zip", refused(CHOICE, b"PK\x03\x04\x14", |_| {})),
+        ("a folder", refused(CHOICE, "", |task| task.data = Some(folder_of(task)))),
         ("missing field in a template", plain(&format!("{good}{{\"options\": [\"a\", \"b\"], \"label\": 0}}\n"))),
         ("missing field in an expression", plain("{\"q\": \"?\", \"label\": 0}\n")),
         ("no list", plain(&item("\"ab\"", "0"))),
@@ -97,6 +106,15 @@ fn items() {
         ("an empty choice", plain(&item("[\"a\", \"\"]", "0"))),
         ("an index out of range", plain(&item("[\"a\", \"b\"]", "2"))),
         ("a negative index", plain(&item("[\"a\", \"b\"]", "-1"))),
+        ("no answer", plain(&item("[\"a\", \"b\"]", "\"\""))),
+        (
+            "no number for an answer",
+            refused(&CHOICE.replace("label", "label | int"), item("[\"a\", \"b\"]", "\"\""), |_| {}),
+        ),
+        ("null for an answer", plain(&item("[\"a\", \"b\"]", "null"))),
+        ("null for choices", plain(&item("null", "0"))),
+        ("null among choices", plain(&item("[\"a\", null]", "0"))),
+        ("another negative index", plain(&item("[\"a\", \"b\"]", "-2"))),
         ("another text", plain(&item("[\"a\", \"b\"]", "\"c\""))),
         ("a truth value", plain(&item("[\"a\", \"b\"]", "true"))),
         ("no integer", plain(&item("[\"a\", \"b\"]", "0.5"))),
