@@ -181,6 +181,11 @@ fn mistakes_have_places_and_remedies() {
         ("an answer's length where none is written", text.replace("max_length", "max_tokens")),
         ("an answer of no tokens", text.replace("max_length: 2048", "max_tokens: 0")),
         ("unknown scoring", text.replace("  seed: 7", "  scoring: bached")),
+        ("a limit below zero", text.replace("limit: 500", "limit: -3")),
+        ("a limit of a task that is a text", text.replace("limit: 200", "limit: all # of them")),
+        ("a seed below zero", text.replace("seed: 7", "seed: -1")),
+        ("no truth value", text.replace("seed: 7", "run_code: 1")),
+        ("a value within braces", text.replace("window: 64", "window: 6.5, context: 1")),
         ("limit of zero", text.replace("limit: 500", "limit: 0")),
         (
             "missing files",

@@ -38,6 +38,10 @@ fn descriptions() {
     let cases = [
         ("empty", described(" \n")),
         ("unknown key", described(&with("fewshots: 3"))),
+        ("a key of the matrix", described(&with("max_length: 64"))),
+        ("a key of its section", described(&with("run_code: true"))),
+        ("examples as the matrix has them", described(&with("fewshot: 5"))),
+        ("no truth value", described(&with("chat: 1"))),
         ("unknown key within", described(&with("fewshot: {size: 3}"))),
         ("missing kind", described("version: 1\nname: x\n")),
         ("unknown kind", described("version: 1\nname: x\nkind: choise\n")),
