@@ -138,6 +138,10 @@ fn write_item(text: &mut String, set: &TaskSet, item: &Item) -> std::fmt::Result
             write_text(text, context)?;
             for answer in answers {
                 writeln!(text, "  * {answer:?}")?;
+                match set.compared(answer) {
+                    Ok(compared) => writeln!(text, "    compared as: {compared}")?,
+                    Err(error) => writeln!(text, "    {}", error.chain())?,
+                }
             }
         }
         Ask::Code { context, .. } => {

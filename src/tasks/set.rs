@@ -145,6 +145,14 @@ impl TaskSet {
         })
     }
 
+    /// What a right answer of the kind `generation` is compared as.
+    ///
+    /// # Errors
+    /// A regular expression that needs too many steps.
+    pub fn compared(&self, answer: &str) -> Result<String> {
+        self.description.judging.right(answer)
+    }
+
     /// The file that is run for an item of the kind `code` and what the model wrote, which is cut at its stop.
     ///
     /// # Errors

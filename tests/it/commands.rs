@@ -108,6 +108,15 @@ fn a_plan_shows_tasks_and_references() {
 }
 
 #[test]
+fn a_right_answer_is_shown_as_it_is_compared() {
+    let folder = folder();
+    let item = "{\"question\": \"2 + 2?\", \"answer\": \"2 and 2 are four.\\n#### 4\"}\n";
+    fs::write(folder.path().join("items.jsonl"), item).unwrap();
+    let arguments = ["tasks", "gsm8k", "--data", "items.jsonl", "--fewshot", "0"];
+    ortbench(folder.path()).args(arguments).assert().success().stdout(contains("\n    compared as: 4\n"));
+}
+
+#[test]
 fn wrong_input_is_exit_code_2_before_anything_is_written() {
     let folder = folder();
     ortbench(folder.path()).args(["run", "absent.yaml"]).assert().code(2).stderr(contains("absent.yaml"));
@@ -145,6 +154,6 @@ fn tasks_are_listed_printed_and_shown() {
          chat: true\n",
     )
     .unwrap();
-    let shown = "item a\n  |<user>\n  |Hot?\n  |<assistant>\n  * \"B\"\n\n";
+    let shown = "item a\n  |<user>\n  |Hot?\n  |<assistant>\n  * \"B\"\n    compared as: B\n\n";
     run(&["own.yaml", "--limit", "1"]).success().stdout(shown);
 }
