@@ -105,6 +105,7 @@ fn of_task(package: &Package, path: &str, data: Option<PathBuf>, items: usize) -
         fewshot: None,
         chat: None,
         max_length: None,
+        max_tokens: None,
     };
     let set = TaskSet::load(&task, 0, || package.chat_template())?;
     let encoder = Encoder::open(package, set.max_length)?;

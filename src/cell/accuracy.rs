@@ -54,6 +54,8 @@ pub struct TaskRef {
     pub chat: Option<bool>,
     /// Longest sequence in tokens, where it is not the model's context; longer ones are cut from the left.
     pub max_length: Option<u32>,
+    /// Longest generated answer in tokens, where it is not the description's.
+    pub max_tokens: Option<u32>,
 }
 
 /// Where a task's description comes from.

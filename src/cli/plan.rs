@@ -86,7 +86,9 @@ fn as_text(matrix: &Matrix, planned: &[Planned], limit: Option<u64>) -> String {
     let processes: u32 = planned.iter().filter(|(_, plan)| plan.is_ok()).map(|(cell, _)| processes(cell)).sum();
     let _ = writeln!(
         text,
-        "\n{runnable} cells to run in {processes} processes, {} that cannot run here, {} excluded{}",
+        "\n{} to run in {}, {} that cannot run here, {} excluded{}",
+        counted(runnable, "cell", "s"),
+        counted(processes as usize, "process", "es"),
         skipped.len(),
         matrix.excluded.len(),
         limit.map_or(String::new(), |limit| format!("; a process may use {} now", units::bytes(limit))),
@@ -142,21 +144,24 @@ fn describe(plan: &AccuracyPlan) -> String {
         }];
         words.extend(task.data.as_ref().map(|data| format!("data {}", data.display())));
         words.extend(task.examples.as_ref().map(|path| format!("examples {}", path.display())));
-        words.extend(task.limit.map(|limit| format!("{limit} items at most")));
-        words.extend(task.fewshot.map(|fewshot| format!("{fewshot} examples")));
+        words.extend(task.limit.map(|limit| format!("{} at most", counted(limit as usize, "item", "s"))));
+        words.extend(task.fewshot.map(|fewshot| counted(fewshot as usize, "example", "s")));
         words.extend(task.chat.map(|chat| if chat { "chat template" } else { "no chat template" }.to_owned()));
-        words.extend(task.max_length.map(|length| format!("{length} tokens at most")));
+        words.extend(task.max_length.map(|length| format!("{} at most", counted(length as usize, "token", "s"))));
+        words.extend(
+            task.max_tokens.map(|tokens| format!("answers of {} at most", counted(tokens as usize, "token", "s"))),
+        );
         lines.push(words.join(", "));
     }
     if let Some(fidelity) = &plan.fidelity {
         lines.push(format!(
-            "  fidelity over {} tokens of {}, {} continuations",
-            fidelity.tokens,
+            "  fidelity over {} of {}, {}",
+            counted(fidelity.tokens as usize, "token", "s"),
             match &fidelity.source {
                 PromptSource::TextFile { path } => path.display().to_string(),
                 PromptSource::RandomTokens { seed } => format!("random ids of seed {seed}"),
             },
-            fidelity.generations
+            counted(fidelity.generations as usize, "continuation", "s")
         ));
     }
     if let Some(reference) = &plan.reference {
@@ -164,6 +169,11 @@ fn describe(plan: &AccuracyPlan) -> String {
         lines.push(format!("  reference {reference}{floor}"));
     }
     lines.join("\n")
+}
+
+/// A count with its noun, which has the ending where there is not one of it.
+fn counted(count: usize, noun: &str, ending: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { ending })
 }
 
 fn categories(cell: &Cell) -> String {

@@ -86,6 +86,7 @@ fn show(args: &Args, source: TaskSource) -> Result<String> {
         fewshot: args.fewshot,
         chat: None,
         max_length: None,
+        max_tokens: None,
     };
     let set = TaskSet::of(description, &task, args.seed, || match &args.package {
         Some(folder) => Package::open(folder)?.chat_template(),
@@ -137,6 +138,10 @@ fn write_item(text: &mut String, set: &TaskSet, item: &Item) -> std::fmt::Result
             write_text(text, context)?;
             for answer in answers {
                 writeln!(text, "  * {answer:?}")?;
+                match set.compared(answer) {
+                    Ok(compared) => writeln!(text, "    compared as: {compared}")?,
+                    Err(error) => writeln!(text, "    {}", error.chain())?,
+                }
             }
         }
         Ask::Code { context, .. } => {

@@ -15,6 +15,8 @@ use crate::cell::{Category, Scoring};
 const MAX_ITEMS: u32 = 1 << 24;
 const MAX_FEWSHOT: u32 = 1000;
 const MAX_TOKENS: u32 = 1 << 24;
+/// As in descriptions.
+const MAX_ANSWER_TOKENS: u32 = 1 << 20;
 
 /// `accuracy`.
 #[derive(Debug, serde::Deserialize)]
@@ -49,6 +51,7 @@ pub struct TaskSettings {
     pub fewshot: Option<Spanned<u32>>,
     pub chat: Option<bool>,
     pub max_length: Option<Spanned<u32>>,
+    pub max_tokens: Option<Spanned<u32>>,
     pub when: Option<Spanned<AxesEntry>>,
 }
 
@@ -119,6 +122,7 @@ pub struct Task {
     pub fewshot: Option<u32>,
     pub chat: Option<bool>,
     pub max_length: Option<u32>,
+    pub max_tokens: Option<u32>,
     pub when: Axes,
     pub at: Location,
 }
@@ -225,6 +229,7 @@ impl Checker<'_> {
                 fewshot: None,
                 chat: None,
                 max_length: None,
+                max_tokens: None,
                 when: Axes::default(),
                 at,
             },
@@ -243,6 +248,7 @@ impl Checker<'_> {
                     fewshot: self.count(&settings.fewshot, "fewshot", 0, MAX_FEWSHOT),
                     chat: settings.chat,
                     max_length: self.count(&settings.max_length, "max_length", 1, MAX_TOKENS),
+                    max_tokens: self.count(&settings.max_tokens, "max_tokens", 1, MAX_ANSWER_TOKENS),
                     when: when.map(|when| self.rule(&when.value, when.referenced, "tasks")).unwrap_or_default(),
                     at,
                 }

@@ -13,7 +13,8 @@ use super::expand::id;
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, PromptSource, TaskRef, TaskSource};
-use crate::tasks::Description;
+use crate::error::Error;
+use crate::tasks::{Description, Kind, TaskSet};
 
 /// Axes on which answers do not depend: a reference serves all their values.
 const FREE: [Axis; 4] = [Axis::Batch, Axis::Image, Axis::PromptTokens, Axis::GenerateTokens];
@@ -32,7 +33,7 @@ pub fn add(
             problems.push(Problem::at(task.at, "the `when` of this task matches no cell"));
         }
     }
-    let mut planner = Planner { file, accuracy, problems, told: BTreeSet::new() };
+    let mut planner = Planner { file, accuracy, problems, told: BTreeSet::new(), looked_at: Vec::new() };
     let mut without_tasks = Vec::new();
     for (point, cell) in cells.iter_mut().filter(|(_, cell)| cell.categories.contains(&Category::Accuracy)) {
         let plan = planner.plan(point);
@@ -62,6 +63,8 @@ struct Planner<'a> {
     problems: &'a mut Vec<Problem>,
     /// What was said already: many cells may have the same mistake.
     told: BTreeSet<(u64, u64, String)>,
+    /// Tasks that were looked into already: many cells have the same ones, and their items are read once.
+    looked_at: Vec<TaskRef>,
 }
 
 impl Planner<'_> {
@@ -146,8 +149,12 @@ impl Planner<'_> {
             fewshot: task.fewshot,
             chat: task.chat,
             max_length: task.max_length,
+            max_tokens: task.max_tokens,
         };
-        for (part, message) in mistakes(&resolved) {
+        if self.looked_at.contains(&resolved) {
+            return resolved;
+        }
+        for (part, message) in mistakes(&resolved, self.accuracy) {
             let place = match part {
                 Part::Description => None,
                 Part::Data => task.data.as_ref(),
@@ -155,6 +162,7 @@ impl Planner<'_> {
             };
             self.tell(place.unwrap_or(&task.description).at, message);
         }
+        self.looked_at.push(resolved.clone());
         resolved
     }
 
@@ -228,6 +236,7 @@ impl Planner<'_> {
 }
 
 /// What of a task's settings is at fault.
+#[derive(Clone, Copy)]
 enum Part {
     Description,
     Data,
@@ -235,23 +244,48 @@ enum Part {
 }
 
 /// What is wrong with a task that can be seen before anything runs. The one place where the matrix looks into tasks.
-fn mistakes(task: &TaskRef) -> Vec<(Part, String)> {
-    let settings = match Description::open(&task.description).and_then(|description| description.settings(task)) {
-        Ok(settings) => settings,
-        Err(error) => {
-            let hint = error.find_hint().map_or(String::new(), |hint| format!(" ({hint})"));
-            return vec![(Part::Description, format!("{}{hint}", error.chain()))];
-        }
+fn mistakes(task: &TaskRef, accuracy: &Accuracy) -> Vec<(Part, String)> {
+    let opened = Description::open(&task.description)
+        .and_then(|description| description.settings(task).map(|settings| (description, settings)));
+    let (description, settings) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return vec![(Part::Description, told(&error))],
     };
     let mut mistakes = Vec::new();
-    if !settings.data.is_file() {
-        let part = if task.data.is_some() { Part::Data } else { Part::Description };
-        mistakes.push((part, format!("the task's data `{}` do not exist", settings.data.display())));
+    if description.kind == Kind::Code && !accuracy.run_code {
+        let message = format!(
+            "the task `{}` runs programs that the model writes (allow it with `accuracy: run_code: true`; they run \
+             without network and within limits)",
+            task.name
+        );
+        mistakes.push((Part::Description, message));
     }
-    if let Some(path) = task.examples.as_ref().filter(|path| !path.is_file()) {
+    let of_data = if task.data.is_some() { Part::Data } else { Part::Description };
+    let data_exist = settings.data.exists();
+    if !data_exist {
+        mistakes.push((of_data, format!("the task's data `{}` do not exist", settings.data.display())));
+    }
+    let missing = task.examples.as_ref().filter(|path| !path.exists());
+    if let Some(path) = missing {
         mistakes.push((Part::Examples, format!("the task's examples `{}` do not exist", path.display())));
     }
+    if data_exist && missing.is_none() {
+        // Items are as right or wrong without a chat around them, and its template is the package's.
+        let plain = TaskRef { chat: Some(false), ..task.clone() };
+        if let Err(error) = TaskSet::of(description, &plain, accuracy.seed, || Err(Error::new("no chat"))) {
+            let message = told(&error);
+            let names = |path: &Path| message.contains(&format!("`{}`", path.display()));
+            let of_examples = task.examples.as_ref().is_some_and(|path| names(path) && !names(&settings.data));
+            mistakes.push((if of_examples { Part::Examples } else { of_data }, message));
+        }
+    }
     mistakes
+}
+
+/// An error and its remedy in one line.
+fn told(error: &Error) -> String {
+    let hint = error.find_hint().map_or(String::new(), |hint| format!(" ({hint})"));
+    format!("{}{hint}", error.chain())
 }
 
 /// As `name` of a task may be written.

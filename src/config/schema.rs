@@ -50,6 +50,7 @@ fn accuracy(axes: &Value) -> Value {
             "fewshot": count(0, "Examples before each item."),
             "chat": {"type": "boolean", "description": "Whether prompts go through the model's chat template."},
             "max_length": count(1, "Longest sequence in tokens. Default: the model's context."),
+            "max_tokens": count(1, "Longest generated answer in tokens, where it is not the description's."),
             "when": object("Only for cells that match.", &[], axes.clone()),
         }),
     );

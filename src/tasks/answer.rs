@@ -93,6 +93,14 @@ impl Judging {
         Ok((found, false))
     }
 
+    /// What a right answer is compared as.
+    ///
+    /// # Errors
+    /// A regular expression that needs too many steps.
+    pub fn right(&self, answer: &str) -> Result<String> {
+        self.normalize.apply(answer)
+    }
+
     /// The answer in a text, if every step finds one.
     fn extract(&self, text: &str) -> Result<Option<String>> {
         let mut text = text.to_owned();

@@ -8,7 +8,7 @@ use serde_yaml::Spanned;
 
 use super::answer::{Judging, Normalize, Step, Take};
 use super::description::{Description, Fewshot, Form, Inputs, ProgramRun};
-use super::written::{FewshotEntry, NormalizeEntry, StepEntry, Written};
+use super::written::{FewshotEntry, FewshotOrCount, NormalizeEntry, StepEntry, Written};
 use super::{Kind, template};
 use crate::yaml::{self, Problem, suggest};
 
@@ -25,7 +25,7 @@ pub(super) fn check(folder: Option<&Path>, text: &str) -> Result<Description, Ve
     if text.trim().is_empty() {
         return Err(vec![Problem::whole("it is empty; it needs at least `version`, `name` and `kind`")]);
     }
-    let written: Written = yaml::read(text).map_err(|problem| vec![problem])?;
+    let written: Written = yaml::read(text).map_err(|problem| vec![of_the_matrix(problem)])?;
     let mut checker = Checker { folder, problems: Vec::new(), environment: template::environment() };
     checker.environment.set_undefined_behavior(UndefinedBehavior::Chainable);
     let description = checker.file(&written, text);
@@ -33,6 +33,17 @@ pub(super) fn check(folder: Option<&Path>, text: &str) -> Result<Description, Ve
         Some(description) if checker.problems.is_empty() => Ok(description),
         _ => Err(checker.problems),
     }
+}
+
+/// A key that is unknown here because it is the matrix's.
+fn of_the_matrix(mut problem: Problem) -> Problem {
+    for key in ["max_length", "limit", "examples", "seed", "run_code"] {
+        if problem.message.starts_with(&format!("unknown key `{key}`")) {
+            let whose = if ["seed", "run_code"].contains(&key) { "`accuracy` in" } else { "the task in" };
+            problem.message = format!("`{key}` belongs to {whose} the matrix");
+        }
+    }
+    problem
 }
 
 struct Checker<'a> {
@@ -80,7 +91,7 @@ impl Checker<'_> {
             images: self.expression(&file.images),
             delimiter: file.delimiter.as_ref().map_or_else(|| " ".to_owned(), |text| text.value.clone()),
             preamble: self.template(&file.preamble),
-            fewshot: self.fewshot(file.fewshot.as_ref().map(|entry| &entry.value)),
+            fewshot: self.fewshot(file.fewshot.as_ref()),
             chat: file.chat.as_ref().is_some_and(|chat| chat.value),
             system: self.template(&file.system),
             until: self.until(file.until.as_ref()),
@@ -198,9 +209,16 @@ impl Checker<'_> {
         })
     }
 
-    fn fewshot(&mut self, entry: Option<&FewshotEntry>) -> Fewshot {
+    fn fewshot(&mut self, written: Option<&Spanned<FewshotOrCount>>) -> Fewshot {
         let default = FewshotEntry::default();
-        let entry = entry.unwrap_or(&default);
+        let entry = match written.map(|written| (written, &written.value)) {
+            Some((_, FewshotOrCount::Entry(entry))) => entry,
+            Some((written, FewshotOrCount::Count(count))) => {
+                self.problem(written, format!("`fewshot` is `{{count: {count}}}` here"));
+                &default
+            }
+            None => &default,
+        };
         let samplers = ["first", "random"];
         if let Some(sampler) = entry.sampler.as_ref().filter(|sampler| !samplers.contains(&sampler.value.as_str())) {
             let message = format!("unknown sampler `{}`{}", sampler.value, suggest(&sampler.value, &samplers));

@@ -115,6 +115,8 @@ pub struct Settings {
     pub fewshot: usize,
     /// Whether prompts go through the chat template.
     pub chat: bool,
+    /// Longest answer in tokens.
+    pub max_tokens: usize,
 }
 
 /// Descriptions are written by hand; anything larger is another file.
@@ -172,7 +174,7 @@ impl Description {
     /// What applies once a matrix file has its say.
     ///
     /// # Errors
-    /// No items' file; examples or chats where the kind has none.
+    /// No items' file; examples, chats or written answers where the kind has none.
     pub fn settings(&self, task: &TaskRef) -> Result<Settings> {
         let Some(data) = task.data.clone().or_else(|| self.data.clone()) else {
             return Err(Error::new(format!("the task `{}` has no items: its description names no file", task.name))
@@ -201,7 +203,13 @@ impl Description {
                 Err(Error::new(format!("the task `{}` has images, and its items cannot have examples", task.name))
                     .hint("leave `fewshot` out"))
             }
-            _ => Ok(Settings { data, examples, fewshot, chat }),
+            Form::Choice { .. } | Form::Continuation { .. } | Form::Perplexity { .. } if task.max_tokens.is_some() => {
+                refuse("answers that a model writes", "leave `max_tokens` out; `max_length` bounds what is scored")
+            }
+            _ => {
+                let max_tokens = task.max_tokens.map_or(self.max_tokens, |tokens| tokens as usize);
+                Ok(Settings { data, examples, fewshot, chat, max_tokens })
+            }
         }
     }
 }

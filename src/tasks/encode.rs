@@ -32,6 +32,8 @@ pub struct Encoder {
     /// The prefix as text: a text that starts with it gets no further special tokens.
     prefix_text: Option<String>,
     max_length: usize,
+    /// The model's context in tokens, up to which `max_length` could be raised.
+    context: usize,
 }
 
 impl Encoder {
@@ -51,7 +53,7 @@ impl Encoder {
             return Err(Error::unsupported(format!(
                 "the task's longest input is {max_length} tokens, the model's context {context}"
             ))
-            .hint("lower the task's `max_length`"));
+            .hint("lower or drop `max_length` in the matrix's task"));
         }
         let tokens = &package.manifest.tokens;
         let own = ids(&tokenizer, "", true)?.first().copied();
@@ -63,23 +65,23 @@ impl Encoder {
                 package.root.display()
             ))
         })?;
-        Self::new(tokenizer, prefix, max_length)
+        Ok(Self { context, ..Self::new(tokenizer, prefix, max_length)? })
     }
 
-    /// With that prefix and that longest input, in tokens.
+    /// With that prefix and that longest input, in tokens, which is the model's context.
     ///
     /// # Errors
     /// A length of 0.
     pub fn new(mut tokenizer: Tokenizer, prefix: u32, max_length: usize) -> Result<Self> {
         if max_length == 0 {
-            return Err(Error::new("the longest input has 0 tokens").hint("raise the task's `max_length`"));
+            return Err(Error::new("the longest input has 0 tokens").hint("raise `max_length` in the matrix's task"));
         }
         // A tokenizer's file may say that texts are cut or filled up, which is for training.
         let failed = |error| Error::new("cannot set up the tokenizer").because(error);
         tokenizer.with_truncation(None).map_err(failed)?;
         tokenizer.with_padding(None);
         let prefix_text = tokenizer.id_to_token(prefix);
-        Ok(Self { tokenizer, prefix, prefix_text, max_length })
+        Ok(Self { tokenizer, prefix, prefix_text, max_length, context: max_length })
     }
 
     /// What stands before an empty context.
@@ -141,13 +143,23 @@ impl Encoder {
     /// A continuation that does not fit.
     pub fn fit(&self, mut context: Vec<u32>, continuation: Vec<u32>) -> Result<Request> {
         if continuation.len() > self.max_length {
-            let (length, most) = (continuation.len(), self.max_length);
-            return Err(Error::new(format!("a continuation has {length} tokens, and {most} fit"))
-                .hint("leave the item out, or raise `max_length`"));
+            let length = continuation.len();
+            let (bound, raise) = self.bound(length);
+            return Err(Error::new(format!("a continuation has {length} tokens, and {bound}"))
+                .hint(format!("leave the item out{raise}")));
         }
         let excess = (context.len() + continuation.len()).saturating_sub(self.max_length + 1);
         context.drain(..excess);
         Ok(Request { context, continuation, truncated: excess > 0 })
+    }
+
+    /// What keeps so many tokens out, and what else helps: no `max_length` goes beyond the model's context.
+    fn bound(&self, tokens: usize) -> (String, &'static str) {
+        if tokens > self.context || self.max_length == self.context {
+            (format!("the model's context is {}", self.context), "")
+        } else {
+            (format!("the task's `max_length` is {}", self.max_length), ", or raise `max_length` in the matrix's task")
+        }
     }
 
     /// A text as windows that together score each of its tokens once.
@@ -169,9 +181,9 @@ impl Encoder {
     /// No room for a prompt.
     pub fn prompt(&self, context: &str, max_new: usize) -> Result<(Vec<u32>, bool)> {
         let Some(room) = self.max_length.checked_sub(max_new).filter(|room| *room > 0) else {
-            let most = self.max_length;
-            return Err(Error::new(format!("an answer may have {max_new} tokens, and {most} fit, prompt included"))
-                .hint("lower the description's `max_tokens`, or raise `max_length`"));
+            let (bound, raise) = self.bound(max_new + 1);
+            return Err(Error::new(format!("an answer may have {max_new} tokens behind its prompt, and {bound}"))
+                .hint(format!("lower `max_tokens` in the matrix's task or in the description{raise}")));
         };
         let mut tokens = match context {
             "" => vec![self.prefix],

@@ -56,7 +56,7 @@ impl<'r> Examples<'r> {
                 item.number,
                 chosen.len()
             ))
-            .hint("lower `fewshot`, or name a file with more records (`examples: FILE` in the matrix)"));
+            .hint("lower `fewshot`, or name a file with more records by `examples: FILE` in the matrix"));
         }
         Ok(chosen)
     }

@@ -17,6 +17,7 @@ mod render;
 mod score;
 mod set;
 mod template;
+mod values;
 mod written;
 
 pub use answer::Stops;
@@ -40,7 +41,7 @@ named_enum! {
 /// One item of a task set, as texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
-    /// Its id, unique in the set: the record's own `id`, or the number of its line.
+    /// Its id, unique in the set: the record's own `id`, or its place as `line-1`.
     pub id: String,
     /// Images of the prompt, absolute, in order.
     pub images: Vec<PathBuf>,

@@ -39,10 +39,20 @@ fn is_array(path: &Path) -> bool {
 pub fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
     let shown = path.display();
     let failed = || format!("cannot read the items `{shown}`");
-    let file = File::open(path)
-        .with_context(failed)
-        .map_err(|error| error.hint("`data` in the description or in the matrix names the items' file"))?;
-    let reader = BufReader::with_capacity(1 << 16, file);
+    let hint = "`data` in the description or in the matrix names the items' file";
+    if path.is_dir() {
+        return Err(Error::new(format!("the items `{shown}` are a folder, not a file")).hint(hint));
+    }
+    // A pipe would make the program wait for ever, a device read for ever.
+    if path.exists() && !path.is_file() {
+        return Err(Error::new(failed()).because(std::io::Error::other("it is not a regular file")).hint(hint));
+    }
+    let file = File::open(path).with_context(failed).map_err(|error| error.hint(hint))?;
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    // A read that fails is told by the next one, with its line.
+    if let Some((format, remedy)) = reader.fill_buf().ok().and_then(other_format) {
+        return Err(Error::new(failed()).because(std::io::Error::other(format!("it is {format}"))).hint(remedy));
+    }
     let limit = limit.unwrap_or(usize::MAX);
     let records = match is_array(path) {
         true => array(reader, limit),
@@ -53,6 +63,22 @@ pub fn read(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
         return Err(Error::new(format!("`{shown}` holds no items")));
     }
     Ok(records)
+}
+
+/// What a file is that begins like this and is no text, and what to do with it.
+fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    const JSON: &str = "write it as JSON Lines: `datasets.load_dataset(…).to_json(FILE)` does";
+    [
+        (&b"\x1f\x8b"[..], "gzip", "unpack it: `gunzip FILE`"),
+        (b"\x28\xb5\x2f\xfd", "Zstandard", "unpack it: `zstd -d FILE`"),
+        (b"\xfd7zXZ\0", "xz", "unpack it: `xz -d FILE`"),
+        (b"BZh", "bzip2", "unpack it: `bunzip2 FILE`"),
+        (b"PK\x03\x04", "a zip archive", "unpack it: `unzip FILE`"),
+        (b"PAR1", "Parquet", JSON),
+        (b"ARROW1", "Arrow", JSON),
+    ]
+    .into_iter()
+    .find_map(|(magic, format, remedy)| start.starts_with(magic).then_some((format, remedy)))
 }
 
 /// The records of JSON Lines.

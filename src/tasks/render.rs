@@ -11,6 +11,7 @@ use super::description::{Description, Form, Inputs};
 use super::encode::is_space;
 use super::records::Record;
 use super::template::{Expression, Template};
+use super::values::{answer_index, answers, choices, scalar, show, texts};
 use super::{Ask, Item};
 use crate::error::{Context, Error, Result};
 use crate::package::{ChatMessage, ChatTemplate};
@@ -24,6 +25,8 @@ pub struct Renderer<'e> {
     expressions: BTreeMap<&'static str, Expression<'e>>,
     /// Where images' paths start.
     folder: &'e Path,
+    /// What records are in their file: lines, say.
+    unit: &'static str,
     chat: Option<&'e ChatTemplate>,
 }
 
@@ -35,7 +38,8 @@ pub struct Example {
 }
 
 impl<'e> Renderer<'e> {
-    /// Compiles them. Images' paths start at `folder`; prompts become chats where there is a template for one.
+    /// Compiles them for the items of a file. Images' paths start at `folder`, the file's own; prompts become chats
+    /// where there is a template for one.
     ///
     /// # Errors
     /// None for a description that was checked.
@@ -43,9 +47,11 @@ impl<'e> Renderer<'e> {
         environment: &'e Environment<'static>,
         description: &'e Description,
         folder: &'e Path,
+        unit: &'static str,
         chat: Option<&'e ChatTemplate>,
     ) -> Result<Self> {
-        let mut renderer = Self { description, templates: BTreeMap::new(), expressions: BTreeMap::new(), folder, chat };
+        let (templates, expressions) = (BTreeMap::new(), BTreeMap::new());
+        let mut renderer = Self { description, templates, expressions, folder, unit, chat };
         let (mut templates, mut expressions): (Vec<(_, &String)>, Vec<(_, &String)>) = (Vec::new(), Vec::new());
         match &description.form {
             Form::Choice { inputs, answer } => {
@@ -195,7 +201,8 @@ impl<'e> Renderer<'e> {
         let id = match (&self.description.id, record.fields.get("id")) {
             (Some(_), _) => self.value("id", value)?,
             (None, Some(id)) => Value::from_serialize(id),
-            (None, None) => Value::from(record.number),
+            // A bare number is what spreadsheets and guards against formulas change.
+            (None, None) => format!("{}-{}", self.unit, record.number).into(),
         };
         match scalar(&id).filter(|id| !id.is_empty()) {
             Some(id) => Ok(id),
@@ -221,11 +228,30 @@ impl<'e> Renderer<'e> {
         };
         let Some(chat) = self.chat else { return Ok(preamble + &in_one_text()) };
         let system = join(&self.text("system", record)?, &preamble, &fewshot.separator);
+        let render = |images: usize| chat.render(&self.messages(context, in_one_text, &system, examples, images));
+        render(images).map_err(|error| match images {
+            // A template for texts alone joins or strips a turn's content, which is a list where it has images.
+            1.. if render(0).is_ok() => Error::unsupported("the model's chat template takes no images")
+                .because(error)
+                .hint("ask the task of models that take images: `when: {model: …}` in the matrix's task"),
+            _ => error,
+        })
+    }
+
+    /// The turns of a chat.
+    fn messages(
+        &self,
+        context: &str,
+        in_one_text: impl Fn() -> String,
+        system: &str,
+        examples: &[Example],
+        images: usize,
+    ) -> Vec<ChatMessage> {
         let mut messages = Vec::new();
         if !system.is_empty() {
-            messages.push(ChatMessage::new("system", &system, 0));
+            messages.push(ChatMessage::new("system", system, 0));
         }
-        if fewshot.turns {
+        if self.description.fewshot.turns {
             for Example { question, answer } in examples {
                 messages.push(ChatMessage::new("user", question, 0));
                 messages.push(ChatMessage::new("assistant", answer, 0));
@@ -234,7 +260,7 @@ impl<'e> Renderer<'e> {
         } else {
             messages.push(ChatMessage::new("user", &in_one_text(), images));
         }
-        chat.render(&messages)
+        messages
     }
 
     fn images(&self, record: &Value) -> Result<Vec<PathBuf>> {
@@ -280,77 +306,6 @@ fn words(text: &str) -> usize {
         in_space = space;
     }
     words
-}
-
-fn choices(key: &str, value: &Value) -> Result<Vec<String>> {
-    let choices = texts(key, value)?;
-    if choices.len() < 2 {
-        let count = choices.len();
-        return Err(Error::new(format!("`{key}` has {count} of them; a choice needs two or more")));
-    }
-    match choices.iter().position(String::is_empty).filter(|_| key == "choices") {
-        Some(empty) => Err(Error::new(format!("choice {empty} (counted from 0) is empty"))),
-        None => Ok(choices),
-    }
-}
-
-fn texts(key: &str, value: &Value) -> Result<Vec<String>> {
-    let list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable).then(|| value.try_iter());
-    let Some(Ok(list)) = list else {
-        return Err(Error::new(format!("`{key}` is {}, not a list of texts", show(value)))
-            .hint("`[first, second]` makes a list of two fields"));
-    };
-    let texts = list
-        .map(|value| scalar(&value).ok_or_else(|| Error::new(format!("`{key}` holds {}, not a text", show(&value)))));
-    texts.collect()
-}
-
-fn answers(value: &Value) -> Result<Vec<String>> {
-    if let Some(answer) = scalar(value) {
-        return Ok(vec![answer]);
-    }
-    let answers = texts("answer", value)?;
-    if answers.is_empty() {
-        Err(Error::new("`answer` is an empty list: no answer would be right"))
-    } else {
-        Ok(answers)
-    }
-}
-
-fn answer_index(value: &Value, choices: &[String]) -> Result<usize> {
-    let count = choices.len();
-    if let Some(text) = value.as_str() {
-        return choices.iter().position(|choice| choice == text).ok_or_else(|| {
-            Error::new(format!("the answer {} is none of the {count} choices", show(value)))
-                .hint("an index in a text becomes a number by `label | int`, a letter by `index_of(letters(4), label)`")
-        });
-    }
-    if !value.is_integer() {
-        return Err(Error::new(format!("the answer is {}, neither an index nor a choice's text", show(value)))
-            .hint("`answer | int` makes an index of a truth value"));
-    }
-    usize::try_from(value.clone()).ok().filter(|index| *index < count).ok_or_else(|| {
-        Error::new(format!("the answer's index is {value}, and there are {count} choices, counted from 0"))
-            .hint("where records count from 1, write `answer: label | int - 1`")
-    })
-}
-
-/// A text or a number, as text.
-fn scalar(value: &Value) -> Option<String> {
-    match value.kind() {
-        ValueKind::String => value.as_str().map(str::to_owned),
-        ValueKind::Number => Some(value.to_string()),
-        _ => None,
-    }
-}
-
-/// A value in a message, not longer than a line.
-fn show(value: &Value) -> String {
-    let text = format!("{value:?}");
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("`{}…`", &text[..end]),
-        None => format!("`{text}`"),
-    }
 }
 
 #[cfg(test)]

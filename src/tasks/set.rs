@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::description::{Description, Form, ProgramRun};
+use super::description::{Description, Form, ProgramRun, Settings};
 use super::fewshot::Examples;
 use super::records::{self, Record};
 use super::render::Renderer;
@@ -84,7 +84,7 @@ impl TaskSet {
         let environment = template::environment();
         let folder = std::path::absolute(path).with_context(|| format!("cannot find `{}`", path.display()))?;
         let folder = folder.parent().unwrap_or(Path::new("/"));
-        let renderer = Renderer::new(&environment, &description, folder, chat.as_ref())?;
+        let renderer = Renderer::new(&environment, &description, folder, records::unit(path), chat.as_ref())?;
         let at = |path: &Path, record: &Record| {
             format!("`{}`, {} {}, does not fit the task", path.display(), records::unit(path), record.number)
         };
@@ -127,7 +127,8 @@ impl TaskSet {
         }
 
         let max_length = task.max_length.map(|length| length as usize);
-        let hash = hash(&description, &items, settings.fewshot, settings.chat, max_length)?;
+        let max_tokens = settings.max_tokens;
+        let hash = hash(&description, &items, &settings, max_length)?;
         Ok(Self {
             name: task.name.clone(),
             kind: description.kind,
@@ -136,12 +137,20 @@ impl TaskSet {
             chat: settings.chat,
             max_length,
             stops: Stops::new(&description.until),
-            max_tokens: description.max_tokens,
+            max_tokens,
             metric: description.metric,
             run: description.run.clone(),
             hash,
             description,
         })
+    }
+
+    /// What a right answer of the kind `generation` is compared as.
+    ///
+    /// # Errors
+    /// A regular expression that needs too many steps.
+    pub fn compared(&self, answer: &str) -> Result<String> {
+        self.description.judging.right(answer)
     }
 
     /// The file that is run for an item of the kind `code` and what the model wrote, which is cut at its stop.
@@ -163,15 +172,12 @@ impl TaskSet {
 
 /// First digits of the SHA-256 over everything that decides what is asked. Images count by their contents, paths do
 /// not count.
-fn hash(
-    description: &Description,
-    items: &[Item],
-    fewshot: usize,
-    chat: bool,
-    max_length: Option<usize>,
-) -> Result<String> {
+fn hash(description: &Description, items: &[Item], settings: &Settings, max_length: Option<usize>) -> Result<String> {
     let mut digests: HashMap<&PathBuf, String> = HashMap::new();
-    let mut text = serde_json::json!([description.source, fewshot, chat, max_length]).to_string();
+    let mut text = serde_json::json!([description.source, settings.fewshot, settings.chat, max_length]).to_string();
+    if settings.max_tokens != description.max_tokens {
+        text.push_str(&format!("\nmax_tokens {}", settings.max_tokens));
+    }
     for item in items {
         for image in &item.images {
             if !digests.contains_key(image) {

@@ -7,6 +7,7 @@ use fancy_regex::Regex;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 
+use super::values::unanswered_record;
 use crate::error::Error;
 
 /// Functions that are added to Jinja's own.
@@ -75,9 +76,13 @@ impl<'e> Template<'e> {
     /// # Errors
     /// A field that the record lacks, an operation that a field's value does not allow.
     pub fn render(&self, record: &Value) -> Result<String, Error> {
-        self.compiled
-            .render(record)
-            .map_err(|error| explain("template", self.key, error, self.compiled.undeclared_variables(true), record))
+        let names = || self.compiled.undeclared_variables(true);
+        let text =
+            self.compiled.render(record).map_err(|error| explain("template", self.key, error, names(), record))?;
+        if null_became_text(&text, record, |marked| self.compiled.render(marked).ok()) {
+            return Err(null("template", self.key, names(), record));
+        }
+        Ok(text)
     }
 }
 
@@ -103,8 +108,58 @@ impl<'e> Expression<'e> {
             true => Err(minijinja::Error::from(ErrorKind::UndefinedError)),
             false => Ok(value),
         });
-        value.map_err(|error| explain("expression", self.key, error, self.compiled.undeclared_variables(true), record))
+        let names = || self.compiled.undeclared_variables(true);
+        let value = value.map_err(|error| explain("expression", self.key, error, names(), record))?;
+        // As it is written in Jinja, a text has quotes and null has none: a value that is null is no text yet.
+        let again = |marked: &Value| self.compiled.eval(marked).ok().map(|value| format!("{value:?}"));
+        if null_became_text(&format!("{value:?}"), record, again) {
+            return Err(null("expression", self.key, names(), record));
+        }
+        Ok(value)
     }
+}
+
+/// Stands in for null: a character that no filter changes, and that records hardly have (the picture of NUL).
+const MARK: &str = "\u{2400}";
+/// What Jinja makes of null where it needs a text, but for case.
+const NULL: &str = "none";
+
+/// Whether a result has the word `none` because a field of the record is null. Filters and `~` make that word without
+/// a trace; but where it came from null, a mark in null's place would stand where the word does.
+fn null_became_text(result: &str, record: &Value, again: impl FnOnce(&Value) -> Option<String>) -> bool {
+    let result = result.to_ascii_lowercase();
+    if !result.contains(NULL) {
+        return false;
+    }
+    let Ok(mut marked) = serde_json::to_value(record) else { return false };
+    mark(&mut marked);
+    let with_marks = again(&Value::from_serialize(&marked)).filter(|text| text.contains(MARK));
+    with_marks.is_some_and(|text| text.to_ascii_lowercase().replace(MARK, NULL) == result)
+}
+
+fn mark(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Null => *value = MARK.into(),
+        serde_json::Value::Array(values) => values.iter_mut().for_each(mark),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(mark),
+        _ => {}
+    }
+}
+
+/// Which fields are null, and what to write.
+fn null(what: &str, key: &str, names: impl IntoIterator<Item = String>, record: &Value) -> Error {
+    let at = |name: &String| name.split('.').try_fold(record.clone(), |value, part| value.get_attr(part)).ok();
+    let is_null = |name: &String| at(name).is_some_and(|value| value.is_none());
+    let fields: BTreeSet<String> = names.into_iter().filter(is_null).collect();
+    let listed: Vec<_> = fields.iter().map(|name| format!("`{name}`")).collect();
+    let named = if listed.is_empty() { "a part of a field".to_owned() } else { listed.join(" and ") };
+    let first = fields.first().map_or("field", String::as_str);
+    let remedy = match what {
+        "template" => format!("{{{{ {first} | default('', true) }}}}"),
+        _ => format!("{first} | default('', true)"),
+    };
+    Error::new(format!("the {what} `{key}` needs a text of {named}, which is null"))
+        .hint(format!("leave the record out, or write `{remedy}` for an empty text"))
 }
 
 /// Jinja's error in words of a record: which field is missing, where that is the reason.
@@ -115,6 +170,12 @@ fn explain(
     names: impl IntoIterator<Item = String>,
     record: &Value,
 ) -> Error {
+    let names = Vec::from_iter(names);
+    let empty = |name: &String| record.get_attr(name).is_ok_and(|value| value.as_str() == Some(""));
+    if key == "answer" && names.iter().any(empty) {
+        // An empty text is no number and no letter.
+        return unanswered_record().because(error);
+    }
     let of_undefined = error.kind() == ErrorKind::UndefinedError || error.to_string().contains("undefined");
     let missing: BTreeSet<String> = names
         .into_iter()
@@ -188,8 +249,36 @@ mod tests {
     #[test]
     fn texts_stand_as_they_are() {
         assert_eq!(render("{{ a.strip() }}\n", serde_json::json!({"a": " <b>&\" "})), "<b>&\"\n");
-        // As Python writes them.
-        assert_eq!(render("{{ a }} {{ b }}", serde_json::json!({"a": true, "b": null})), "True None");
+        // As Python writes it.
+        assert_eq!(render("{{ a }}", serde_json::json!({"a": true})), "True");
+    }
+
+    #[test]
+    fn null_is_no_text() {
+        let record = || serde_json::json!({"a": null, "b": "none of these", "c": {"d": null}, "e": ["x", null]});
+        let refused = |of: &str| format!("the template `context` needs a text of {of}, which is null");
+        for text in ["{{ a }}", "{{ b }} {{ a | trim }}", "{{ a | upper }}", "{{ a ~ b }}"] {
+            assert_eq!(render(text, record()), refused("`a`"), "{text}");
+        }
+        assert_eq!(render("{{ c.d }}", record()), refused("`c.d`"));
+        assert_eq!(render("{{ e[1] }}", record()), refused("a part of a field"));
+        let allowed = [
+            "{{ a | default('', true) }}{{ b }}",
+            "{% if a is none %}{{ b }}{% endif %}",
+            "{% if a %}{{ a }}{% else %}{{ b }}{% endif %}",
+            "{{ a or b }}",
+            "{{ b }}",
+        ];
+        assert_eq!(allowed.map(|text| render(text, record())), ["none of these"; 5]);
+        assert_eq!(
+            eval("[a ~ 'x', b]", record()).unwrap_err(),
+            "the expression `answer` needs a text of `a`, which is null; leave the record out, or write \
+             `a | default('', true)` for an empty text"
+        );
+        assert_eq!(eval("[a | default('', true), b]", record()).unwrap(), Value::from(vec!["", "none of these"]));
+        // A value that is null is looked at by who needs it: images may be.
+        assert!(eval("a", record()).unwrap().is_none());
+        assert!(eval("[a, b]", record()).is_ok());
     }
 
     #[test]

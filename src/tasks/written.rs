@@ -1,6 +1,9 @@
 //! A task's description as written: types, and where each value stands. What the values mean is checked in `check`.
 
+use std::fmt;
+
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
 use serde_yaml::{Location, Spanned};
 
 use super::Kind;
@@ -35,7 +38,7 @@ pub struct Written {
     pub memory_mib: Option<Spanned<u32>>,
     pub images: Option<Spanned<String>>,
     pub preamble: Option<Spanned<String>>,
-    pub fewshot: Option<Spanned<FewshotEntry>>,
+    pub fewshot: Option<Spanned<FewshotOrCount>>,
     pub chat: Option<Spanned<bool>>,
     pub system: Option<Spanned<String>>,
 }
@@ -71,6 +74,39 @@ pub struct FewshotEntry {
     pub sampler: Option<Spanned<String>>,
     pub turns: Option<bool>,
     pub like: Option<Spanned<String>>,
+}
+
+/// `fewshot`, or the count that a matrix file has in its place.
+#[derive(Debug)]
+pub enum FewshotOrCount {
+    Entry(Box<FewshotEntry>),
+    Count(u64),
+}
+
+impl<'de> Deserialize<'de> for FewshotOrCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FewshotVisitor;
+
+        impl<'de> Visitor<'de> for FewshotVisitor {
+            type Value = FewshotOrCount;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("`{count: COUNT, …}`")
+            }
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<FewshotOrCount, E> {
+                Ok(FewshotOrCount::Count(count))
+            }
+            fn visit_i64<E: de::Error>(self, count: i64) -> Result<FewshotOrCount, E> {
+                Ok(FewshotOrCount::Count(count.try_into().unwrap_or(0)))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<FewshotOrCount, A::Error> {
+                let entry = FewshotEntry::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(FewshotOrCount::Entry(Box::new(entry)))
+            }
+        }
+
+        deserializer.deserialize_any(FewshotVisitor)
+    }
 }
 
 const CHOICE: &[Kind] = &[Kind::Choice];

@@ -63,7 +63,30 @@ pub fn report(what: &str, file: &str, text: &str, mut problems: Vec<Problem>) ->
 /// # Errors
 /// The first mistake.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
-    serde_yaml::from_str(text).map_err(|error| describe(&error))
+    serde_yaml::from_str(text).map_err(|error| {
+        let mut problem = describe(&error);
+        problem.message = of_type(text, &problem).unwrap_or(problem.message);
+        problem
+    })
+}
+
+/// A scalar of the wrong type, with its key and what is wanted: the parser names neither.
+fn of_type(text: &str, problem: &Problem) -> Option<String> {
+    let wanted = match problem.message.strip_prefix("invalid ")? {
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" => "a whole number from 0".to_owned(),
+        "f64" => "a number".to_owned(),
+        "boolean" => "`true` or `false`".to_owned(),
+        _ => return None,
+    };
+    let (line, column) = problem.at?;
+    let line = text.lines().nth(line - 1)?;
+    let start = line.char_indices().nth(column - 1)?.0;
+    let (before, value) = line.split_at(start);
+    let value = value.split([',', '}', ']', '#']).next().unwrap_or_default().trim();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let key = before.trim_end().strip_suffix(':')?.rsplit(|c| !word(c)).next().filter(|key| !key.is_empty())?;
+    Some(format!("`{key}` is `{value}`; {wanted} belongs here"))
 }
 
 fn describe(error: &YamlError) -> Problem {

@@ -77,9 +77,11 @@ fn a_plan_shows_tasks_and_references() {
     let description = "version: 1\nname: recall\nkind: choice\ndata: items.jsonl\ncontext: '{{ question }}'\n\
                        choices: options\nanswer: label\n";
     fs::write(folder.path().join("recall.yaml"), description).unwrap();
-    fs::write(folder.path().join("items.jsonl"), "{}\n").unwrap();
-    let text = format!("{}{section}", MATRIX.replace("[speed]", "[speed, accuracy]"));
-    fs::write(folder.path().join("benchmarks.yaml"), text).unwrap();
+    let item = |number: u32| format!("{{\"question\": \"{number}?\", \"options\": [\"a\", \"b\"], \"label\": 0}}\n");
+    let items: String = (0..3).map(item).collect();
+    fs::write(folder.path().join("items.jsonl"), &items).unwrap();
+    let matrix = format!("{}{section}", MATRIX.replace("[speed]", "[speed, accuracy]"));
+    fs::write(folder.path().join("benchmarks.yaml"), &matrix).unwrap();
     let assert = ortbench(folder.path()).arg("plan").assert().success();
     let text = String::from_utf8(assert.get_output().stdout.clone()).unwrap();
     let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}: {text}"));
@@ -91,6 +93,27 @@ fn a_plan_shows_tasks_and_references() {
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["cells"][1]["cell"]["accuracy"]["tasks"][0]["name"], "recall");
     assert_eq!(json["without_tasks"].as_array().unwrap().len(), 1);
+
+    // One is one.
+    let single = matrix.replace("limit: 7, fewshot: 2", "limit: 1, fewshot: 1");
+    fs::write(folder.path().join("benchmarks.yaml"), single).unwrap();
+    let assert = ortbench(folder.path()).arg("plan").assert().success();
+    assert.stdout(contains("recall.yaml), 1 item at most, 1 example\n"));
+
+    // A record that does not fit is found before anything runs.
+    fs::write(folder.path().join("items.jsonl"), items.replace("\"label\": 0}\n", "\"label\": 2}\n")).unwrap();
+    let assert = ortbench(folder.path()).arg("run").assert().code(2);
+    assert.stderr(contains("does not fit the task: the answer's index is 2"));
+    assert!(!folder.path().join("results").exists());
+}
+
+#[test]
+fn a_right_answer_is_shown_as_it_is_compared() {
+    let folder = folder();
+    let item = "{\"question\": \"2 + 2?\", \"answer\": \"2 and 2 are four.\\n#### 4\"}\n";
+    fs::write(folder.path().join("items.jsonl"), item).unwrap();
+    let arguments = ["tasks", "gsm8k", "--data", "items.jsonl", "--fewshot", "0"];
+    ortbench(folder.path()).args(arguments).assert().success().stdout(contains("\n    compared as: 4\n"));
 }
 
 #[test]
@@ -131,6 +154,6 @@ fn tasks_are_listed_printed_and_shown() {
          chat: true\n",
     )
     .unwrap();
-    let shown = "item a\n  |<user>\n  |Hot?\n  |<assistant>\n  * \"B\"\n\n";
+    let shown = "item a\n  |<user>\n  |Hot?\n  |<assistant>\n  * \"B\"\n    compared as: B\n\n";
     run(&["own.yaml", "--limit", "1"]).success().stdout(shown);
 }

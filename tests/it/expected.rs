@@ -194,6 +194,7 @@ fn choices_about_pictures_are_as_likely_as_in_transformers() {
                 fewshot: None,
                 chat: None,
                 max_length: None,
+                max_tokens: None,
             };
             let set = TaskSet::load(&task, 0, || package.chat_template()).expect("a task");
             let mut answers = Answers::new(&set, &package, &mut model, Scoring::Batched).expect("a task");

@@ -138,6 +138,7 @@ impl Task<'_> {
             fewshot: Some(case.few_shot),
             chat: Some(case.chat),
             max_length: Some(case.max_length),
+            max_tokens: None,
         };
         let set =
             TaskSet::load(&task, 0, || package.chat_template()).unwrap_or_else(|error| panic!("{}", error.chain()));

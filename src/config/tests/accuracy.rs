@@ -44,6 +44,16 @@ choices: options
 answer: label
 ";
 
+/// A record that fits [`DESCRIPTION`] and the ready description hellaswag; `number` tells it from others.
+fn record(number: u32) -> String {
+    let endings = ["up", "down", "left", "right"];
+    let record = serde_json::json!({
+        "question": format!("Which way {number}?"), "options": endings, "label": 1,
+        "activity_label": "Walking", "ctx_a": format!("A man {number}."), "ctx_b": "he goes", "endings": endings,
+    });
+    format!("{record}\n")
+}
+
 /// Parses the text as a file in a folder that has what [`SECTION`] names.
 fn with_files(text: &str) -> (tempfile::TempDir, Result<Matrix>) {
     let folder = tempfile::tempdir().unwrap();
@@ -53,9 +63,14 @@ fn with_files(text: &str) -> (tempfile::TempDir, Result<Matrix>) {
         fs::write(tasks.join("recall.yaml"), DESCRIPTION).unwrap();
     }
     fs::write(folder.path().join("odd name.yaml"), DESCRIPTION.replace("../../", "")).unwrap();
+    let records: String = (0..4).map(record).collect();
     for file in ["items.jsonl", "train.jsonl", "text.txt"] {
-        fs::write(folder.path().join(file), "x").unwrap();
+        fs::write(folder.path().join(file), &records).unwrap();
     }
+    fs::write(folder.path().join("wrong.jsonl"), records.clone() + "{\"question\": \"?\"}\n").unwrap();
+    fs::create_dir(folder.path().join("data")).unwrap();
+    let code = "{\"task_id\": \"x/0\", \"prompt\": \"def f():\\n\", \"test\": \"\", \"entry_point\": \"f\"}\n";
+    fs::write(folder.path().join("code.jsonl"), code).unwrap();
     let matrix = parse("b.yaml", &folder.path().join("b.yaml"), text.to_owned());
     (folder, matrix)
 }
@@ -129,6 +144,20 @@ fn a_cell_that_no_task_is_for_has_no_accuracy() {
 }
 
 #[test]
+fn what_stands_behind_the_limit_is_not_looked_at_and_chats_need_no_model() {
+    let text = format!("{HEAD}{SECTION}").replace("items", "wrong").replace("500", "4").replace("200", "4");
+    good(&text);
+}
+
+#[test]
+fn programs_run_only_where_the_section_allows_it() {
+    let section = "accuracy: {run_code: true, tasks: [{task: humaneval, data: code.jsonl, max_tokens: 48}]}\n";
+    let matrix = good(&format!("{HEAD}{section}"));
+    let plan = matrix.cells[0].accuracy.as_ref().unwrap();
+    assert_eq!((plan.run_code, plan.tasks[0].max_tokens), (true, Some(48)));
+}
+
+#[test]
 fn a_chosen_cell_brings_its_reference() {
     let matrix = good(&format!("{HEAD}{SECTION}")).only("tiny-int4-fused-ov-t2-b4").unwrap();
     let [cell, reference] = &matrix.cells[..] else { panic!("{:?}", matrix.cells) };
@@ -149,7 +178,14 @@ fn mistakes_have_places_and_remedies() {
         ("unknown key", text.replace("fewshot", "fewshots")),
         ("unknown key of the section", text.replace("  seed: 7", "  sead: 7")),
         ("no description", text.replace("- task: hellaswag\n      data", "- data")),
+        ("an answer's length where none is written", text.replace("max_length", "max_tokens")),
+        ("an answer of no tokens", text.replace("max_length: 2048", "max_tokens: 0")),
         ("unknown scoring", text.replace("  seed: 7", "  scoring: bached")),
+        ("a limit below zero", text.replace("limit: 500", "limit: -3")),
+        ("a limit of a task that is a text", text.replace("limit: 200", "limit: all # of them")),
+        ("a seed below zero", text.replace("seed: 7", "seed: -1")),
+        ("no truth value", text.replace("seed: 7", "run_code: 1")),
+        ("a value within braces", text.replace("window: 64", "window: 6.5, context: 1")),
         ("limit of zero", text.replace("limit: 500", "limit: 0")),
         (
             "missing files",
@@ -159,6 +195,15 @@ fn mistakes_have_places_and_remedies() {
                 .replace("text.txt", "txt.txt"),
         ),
         ("missing for one model", text.replace("{model}/recall", "{model}/../tiny/{model}/../recall")),
+        ("items that do not fit", text.replace("items", "wrong").replace("limit: 500", "limit: 5").replace("200", "5")),
+        ("examples that do not fit", text.replace("train", "wrong").replace("fewshot: 3", "fewshot: 5")),
+        ("too few examples", text.replace("fewshot: 3", "fewshot: 9")),
+        (
+            "too few examples for the items' own file",
+            text.replace("fewshot: 3", "fewshot: 4").replace("      examples: train.jsonl\n", ""),
+        ),
+        ("a folder for data", text.replace("items.jsonl", "data")),
+        ("code that nothing allows", format!("{HEAD}accuracy: {{tasks: [{{task: humaneval, data: code.jsonl}}]}}\n")),
         ("unknown placeholder", text.replace("tasks/{model}", "tasks/{modle}")),
         ("name twice", text.replace("hellaswag-3shot", "recall")),
         ("unsafe name", text.replace("hellaswag-3shot", "../x")),

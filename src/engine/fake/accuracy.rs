@@ -18,6 +18,7 @@ pub fn cell_with_accuracy(name: &str, backend: &str, reference: Option<&CellId>)
         fewshot: None,
         chat: None,
         max_length: None,
+        max_tokens: None,
     };
     let mut cell = super::cell(name, backend);
     cell.categories.push(Category::Accuracy);

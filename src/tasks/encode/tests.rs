@@ -90,8 +90,29 @@ fn prompts_leave_room() {
     let (tail, cut) = encoder.prompt("16 + 9 = 25\n16 + 9 =", 13).unwrap();
     assert!(cut && tail.len() == 3);
     assert!("16 + 9 = 25\n16 + 9 =".ends_with(&text(&encoder, &tail)));
-    assert!(encoder.prompt("16", 16).unwrap_err().find_hint().unwrap().contains("max_tokens"));
     assert!(Encoder::new(tokenizer(), END, 0).is_err());
+}
+
+#[test]
+fn what_does_not_fit_is_said_with_what_bounds_it() {
+    let told = |error: Error| format!("{error}; {}", error.find_hint().unwrap());
+    let whole = encoder(16);
+    assert_eq!(
+        told(whole.prompt("16", 16).unwrap_err()),
+        "an answer may have 16 tokens behind its prompt, and the model's context is 16; lower `max_tokens` in the \
+         matrix's task or in the description"
+    );
+    assert_eq!(
+        told(whole.fit(vec![1], vec![2; 17]).unwrap_err()),
+        "a continuation has 17 tokens, and the model's context is 16; leave the item out"
+    );
+    let bounded = Encoder { max_length: 8, ..encoder(16) };
+    assert_eq!(
+        told(bounded.fit(vec![1], vec![2; 9]).unwrap_err()),
+        "a continuation has 9 tokens, and the task's `max_length` is 8; leave the item out, or raise `max_length` in \
+         the matrix's task"
+    );
+    assert!(bounded.fit(vec![1], vec![2; 17]).unwrap_err().to_string().ends_with("the model's context is 16"));
 }
 
 /// What lm-evaluation-harness 0.4.13 makes of these texts with this tokenizer (`_encode_pair`). In the last one the

@@ -38,6 +38,10 @@ fn descriptions() {
     let cases = [
         ("empty", described(" \n")),
         ("unknown key", described(&with("fewshots: 3"))),
+        ("a key of the matrix", described(&with("max_length: 64"))),
+        ("a key of its section", described(&with("run_code: true"))),
+        ("examples as the matrix has them", described(&with("fewshot: 5"))),
+        ("no truth value", described(&with("chat: 1"))),
         ("unknown key within", described(&with("fewshot: {size: 3}"))),
         ("missing kind", described("version: 1\nname: x\n")),
         ("unknown kind", described("version: 1\nname: x\nkind: choise\n")),
@@ -76,6 +80,11 @@ fn descriptions() {
     insta::assert_snapshot!(messages(cases));
 }
 
+fn folder_of(task: &TaskRef) -> std::path::PathBuf {
+    let TaskSource::File(description) = &task.description else { panic!("{task:?}") };
+    description.parent().unwrap().to_owned()
+}
+
 #[test]
 fn items() {
     let item = |options: &str, label: &str| format!("{{\"q\": \"?\", \"options\": {options}, \"label\": {label}}}\n");
@@ -88,6 +97,10 @@ fn items() {
         ("empty file", plain("\n\n")),
         ("not UTF-8", refused(CHOICE, [good.as_bytes(), b"{\"q\": \"\xe9\"}"].concat(), |_| {})),
         ("UTF-16", refused(CHOICE, b"\xff\xfe{\0}\0", |_| {})),
+        ("gzip", refused(CHOICE, b"\x1f\x8b\x08\0", |_| {})),
+        ("Parquet", refused(CHOICE, b"PAR1\x15\x04", |_| {})),
+        ("zip", refused(CHOICE, b"PK\x03\x04\x14", |_| {})),
+        ("a folder", refused(CHOICE, "", |task| task.data = Some(folder_of(task)))),
         ("missing field in a template", plain(&format!("{good}{{\"options\": [\"a\", \"b\"], \"label\": 0}}\n"))),
         ("missing field in an expression", plain("{\"q\": \"?\", \"label\": 0}\n")),
         ("no list", plain(&item("\"ab\"", "0"))),
@@ -97,6 +110,15 @@ fn items() {
         ("an empty choice", plain(&item("[\"a\", \"\"]", "0"))),
         ("an index out of range", plain(&item("[\"a\", \"b\"]", "2"))),
         ("a negative index", plain(&item("[\"a\", \"b\"]", "-1"))),
+        ("no answer", plain(&item("[\"a\", \"b\"]", "\"\""))),
+        (
+            "no number for an answer",
+            refused(&CHOICE.replace("label", "label | int"), item("[\"a\", \"b\"]", "\"\""), |_| {}),
+        ),
+        ("null for an answer", plain(&item("[\"a\", \"b\"]", "null"))),
+        ("null for choices", plain(&item("null", "0"))),
+        ("null among choices", plain(&item("[\"a\", null]", "0"))),
+        ("another negative index", plain(&item("[\"a\", \"b\"]", "-2"))),
         ("another text", plain(&item("[\"a\", \"b\"]", "\"c\""))),
         ("a truth value", plain(&item("[\"a\", \"b\"]", "true"))),
         ("no integer", plain(&item("[\"a\", \"b\"]", "0.5"))),
@@ -150,8 +172,25 @@ fn answers_that_are_none() {
     let error = set.program(&set.items[0], "").unwrap_err();
     assert_eq!(
         error.chain(),
-        "cannot write the program of the item `1`: the template `program` names `tset`, which the record lacks"
+        "cannot write the program of the item `line-1`: the template `program` names `tset`, which the record lacks"
     );
+}
+
+#[test]
+fn a_template_without_images_is_named() {
+    let folder = write(&format!("{CHOICE}images: picture\nchat: true\n"), "");
+    fs::write(folder.path().join("a.png"), "one").unwrap();
+    let item = ITEMS.lines().next().unwrap().replace('}', ", \"picture\": \"a.png\"}");
+    fs::write(folder.path().join("items.jsonl"), item).unwrap();
+    let load = |template: &str| TaskSet::load(&task(folder.path()), 0, || ChatTemplate::parse(template.to_owned()));
+    let error = load("{% for message in messages %}{{ '<' + message.content + '>' }}{% endfor %}").unwrap_err();
+    assert!(error.chain().contains("the model's chat template takes no images: the chat template refuses"));
+    assert!(error.find_hint().unwrap().contains("`when: {model: …}`"));
+    assert_eq!(error.root_kind(), crate::error::Kind::Unsupported);
+    // One that refuses everything says so itself.
+    let error = load("{{ raise_exception('never again') }}").unwrap_err();
+    assert!(!error.chain().contains("images") && error.chain().ends_with("refuses these messages: never again"));
+    assert!(load(CHAT).is_ok());
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub fn task(folder: &Path) -> TaskRef {
         fewshot: None,
         chat: None,
         max_length: None,
+        max_tokens: None,
     }
 }
 
@@ -91,7 +92,7 @@ fn context(item: &Item) -> &str {
 fn choices_with_index_and_text_as_answers() {
     let set = load(CHOICE, ITEMS).unwrap();
     let ids: Vec<_> = set.items.iter().map(|item| item.id.as_str()).collect();
-    assert_eq!(ids, ["1", "2", "es"]);
+    assert_eq!(ids, ["line-1", "line-2", "es"]);
     let (first, choices, answer) = pairs(&set.items[0]);
     assert_eq!(first[1], ("Q: France?\nA:".to_owned(), " Rome".to_owned()));
     assert_eq!((choices[0].as_str(), answer), ("Paris", 0));
@@ -297,11 +298,22 @@ fn equal_hashes_ask_the_same() {
 }
 
 #[test]
+fn the_matrix_bounds_answers() {
+    let generation = "version: 1\nname: g\nkind: generation\ndata: items.jsonl\ncontext: \"{{ q }}\"\nanswer: label\n";
+    let load = |tokens: Option<u32>| load_with(generation, ITEMS, |task| task.max_tokens = tokens).unwrap();
+    let [default, same, shorter] = [None, Some(256), Some(16)].map(load);
+    assert_eq!([default.max_tokens, same.max_tokens, shorter.max_tokens], [256, 256, 16]);
+    assert_eq!(default.hash, same.hash);
+    assert_ne!(default.hash, shorter.hash, "an answer that is cut is another one");
+}
+
+#[test]
 fn an_array_is_read_as_well() {
     let folder = write(CHOICE, "");
     let array = format!("[{}]", ITEMS.trim_end().replace('\n', ",\n"));
     fs::write(folder.path().join("items.json"), array).unwrap();
     let mut task = task(folder.path());
     task.data = Some(folder.path().join("items.json"));
-    assert_eq!(TaskSet::load(&task, 0, no_template).unwrap().items.len(), 3);
+    let ids: Vec<_> = TaskSet::load(&task, 0, no_template).unwrap().items.into_iter().map(|item| item.id).collect();
+    assert_eq!(ids, ["record-1", "record-2", "es"]);
 }

@@ -56,7 +56,7 @@ fn what_is_no_number_is_invalid() {
     let set = choices(2);
     let mut scores = Scores::new(&set);
     let error = scores.choice(1, &[-1.0, f64::NAN]).unwrap_err();
-    assert_eq!(error.to_string(), "the log-likelihood of choice 1 of the item `2` is NaN");
+    assert_eq!(error.to_string(), "the log-likelihood of choice 1 of the item `line-2` is NaN");
     assert_eq!(error.root_kind(), crate::error::Kind::Invalid);
     assert!(scores.choice(0, &[-1.0]).is_err());
     assert!(scores.choice(2, &[-1.0, -1.0]).is_err());
@@ -97,7 +97,7 @@ fn a_continuation_that_is_no_number_is_invalid() {
     let set = load(CONTINUATION, "{\"start\": \"a\", \"last\": \"b\"}\n").unwrap();
     let mut scores = Scores::new(&set);
     let error = scores.continuation(0, f64::NAN, true).unwrap_err();
-    assert_eq!(error.to_string(), "the log-likelihood of the continuation of the item `1` is NaN");
+    assert_eq!(error.to_string(), "the log-likelihood of the continuation of the item `line-1` is NaN");
     assert!(scores.choice(0, &[-1.0]).is_err());
     let choices = choices(1);
     assert!(Scores::new(&choices).continuation(0, -1.0, true).is_err());
