@@ -167,6 +167,13 @@ impl Checker<'_> {
         if let Some(floor) = floor.filter(|_| entry.is_none_or(|entry| entry.value.reference.is_none())) {
             self.problem(floor.referenced, "`accuracy_floor` needs the key `reference` in `accuracy`");
         }
+        let without_tasks = entry.is_some_and(|entry| entry.value.tasks.is_empty());
+        if let Some(floor) = floor.filter(|_| without_tasks) {
+            self.problem(
+                floor.referenced,
+                "`accuracy_floor` is a share of tasks' scores, and `accuracy` has no `tasks`",
+            );
+        }
         let floor = floor.and_then(|floor| self.floor(floor));
         let Spanned { value: entry, referenced: at, .. } = entry?;
         if entry.tasks.is_empty() && entry.fidelity.is_none() {

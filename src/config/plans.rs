@@ -42,6 +42,11 @@ pub fn add(
             cell.categories.retain(|category| *category != Category::Accuracy);
             without_tasks.push(cell.id.clone());
         } else {
+            if plan.tasks.is_empty() && plan.floor.is_some() && !accuracy.tasks.is_empty() {
+                planner.tell_once(accuracy.tasks[0].at, || {
+                    format!("`accuracy_floor` asks nothing of `{}`, which none of the tasks is for", cell.id)
+                });
+            }
             cell.accuracy = Some(Box::new(plan));
         }
     }

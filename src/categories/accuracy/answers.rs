@@ -219,7 +219,7 @@ impl<'a> Answers<'a> {
         }
         let most = self.encoder.max_length();
         Err(Error::new(format!("with its images it has more than the {most} tokens that fit, and those are not cut"))
-            .hint("raise the task's `max_length`, make the images smaller, or leave the item out"))
+            .hint("make the images smaller, or leave the item out"))
     }
 
     /// The prompt's tokens, with the images in their places.

@@ -211,6 +211,21 @@ fn mistakes_have_places_and_remedies() {
         ("`when` that matches nothing", text.replace("when: {model: tiny}", "when: {batch: 9}")),
         ("floor without a reference", text.replace("  reference: {backend: cpu, precision: fp32}\n", "")),
         ("floor without a section", format!("{HEAD}accuracy_floor: 0.99 of reference\n")),
+        (
+            "floor without tasks",
+            format!(
+                "{HEAD}accuracy: {{reference: {{backend: cpu}}, fidelity: {{random_tokens: {{seed: 0}}}}}}\n\
+                 accuracy_floor: 0.9 of reference\n"
+            ),
+        ),
+        (
+            "floor of a cell without tasks",
+            format!(
+                "{HEAD}accuracy: {{tasks: [{{task: tasks/tiny/recall.yaml, when: {{model: tiny}}}}], \
+                 reference: {{backend: cpu}}, fidelity: {{random_tokens: {{seed: 0}}}}}}\n\
+                 accuracy_floor: 0.9 of reference\n"
+            ),
+        ),
         ("floor as a number", text.replace("0.99 of reference", "0.99")),
         ("floor above 1", text.replace("0.99 of", "99 of")),
         ("several references", text.replace("precision: fp32}", "precision: [fp32, int4]}")),
