@@ -34,6 +34,8 @@ pub struct Distribution {
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
+    /// What the file is called until it is whole.
+    part: PathBuf,
     out: BufWriter<File>,
     vocab: usize,
     order: Vec<u32>,
@@ -46,9 +48,11 @@ impl Writer {
     /// # Errors
     /// A folder that cannot be written.
     pub fn create(path: &Path, vocab: usize) -> Result<Self> {
-        let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
+        let part = path.with_extension("part");
+        let file = File::create(&part).with_context(|| format!("cannot write `{}`", part.display()))?;
         let mut writer = Self {
             path: path.to_owned(),
+            part,
             out: BufWriter::with_capacity(1 << 20, file),
             vocab,
             order: Vec::with_capacity(vocab),
@@ -99,6 +103,7 @@ impl Writer {
         self.out
             .flush()
             .and_then(|()| self.out.get_ref().sync_all())
+            .and_then(|()| std::fs::rename(&self.part, &self.path))
             .with_context(|| format!("cannot write `{}`", self.path.display()))
     }
 
