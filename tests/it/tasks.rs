@@ -89,5 +89,5 @@ fn an_item_whose_images_do_not_fit_is_named() {
         assert!(reason.contains("the item `first`") && reason.contains(&said), "{task}: {reason}");
     }
     let (row, task) = accuracy("qwen3-vl-tiny", folder.path(), "{task: ./says.yaml, data: items.jsonl}");
-    assert_eq!((row["status"].as_str(), task.expect("a task")["truncated"].as_str()), ("measured", "0"));
+    assert_eq!((row["status"].as_str(), task.expect("a task")["truncated_items"].as_str()), ("measured", "0"));
 }
