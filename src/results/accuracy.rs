@@ -54,10 +54,10 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
         rows.push(row("  further tasks", &|arm| count(arm).map(|more| format!("{more} in tasks.csv"))));
     }
     rows.push(row("reference", &|arm| is_reference(arm).then(|| "(this one)".to_owned())));
-    rows.push(row("KL to the reference, mean", &|arm| {
+    rows.push(row("KL to the reference, mean (nats)", &|arm| {
         compared(arm).then(|| figure(arm, "kl_divergence_mean", "kl_divergence_mean_stderr")).flatten()
     }));
-    rows.push(row("  same likeliest token", &|arm| {
+    rows.push(row("  same top token", &|arm| {
         compared(arm).then(|| figure(arm, "top1_agreement_share", "top1_agreement_stderr")).flatten()
     }));
     rows.push(row("  perplexity ÷ reference's", &|arm| {

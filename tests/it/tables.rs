@@ -151,6 +151,9 @@ fn a_finished_run_is_compared() {
     assert!(text.contains("×0.750"), "{text}");
     assert!(text.contains("openvino: failed: memory: the process ended by SIGSEGV"), "{text}");
     ortbench().arg("compare").arg("--results").arg(results.path().join("none")).assert().code(2);
+    let assert = ortbench().args(["compare", "nosuch"]).current_dir(results.path()).assert().code(2);
+    let text = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(text.contains("`nosuch` is no run's folder: it has no journal.jsonl"), "{text}");
 }
 
 #[test]
