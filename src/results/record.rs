@@ -55,6 +55,10 @@ impl Record {
     /// # Errors
     /// A folder that is no run's, or whose files are damaged.
     pub fn load(folder: &Path) -> Result<(Self, u64)> {
+        if !folder.join(JOURNAL).is_file() {
+            return Err(Error::new(format!("`{}` is no run's folder: it has no {JOURNAL}", folder.display()))
+                .hint("name a folder that `ortbench run` made"));
+        }
         let (events, length) = journal::read(&folder.join(JOURNAL))?;
         let samples_length = events.iter().rev().find_map(|event| match event {
             Event::JobEnded { samples_length, .. } => Some(*samples_length),

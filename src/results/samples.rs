@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::cell::CellId;
 use crate::error::{Context, Error, Result};
 use crate::metrics;
-use crate::results::columns::SCHEMA_VERSION;
+use crate::results::columns::{SCHEMA_VERSION, item_unit};
 use crate::results::folder::write_error;
 use crate::results::summary::BYTE_ORDER_MARK;
 use crate::results::{JobKey, Raw, SampleRun, Value, float, guard, unguard};
@@ -127,7 +127,8 @@ impl SamplesFile {
         });
         let items = raw.items.iter().flat_map(|of| {
             let values = of.ids.iter().zip(&of.values).enumerate();
-            values.map(move |(index, (id, value))| row(&of.metric, "", 0, index, *value, &of.task, id))
+            values
+                .map(move |(index, (id, value))| row(&of.metric, item_unit(&of.metric), 0, index, *value, &of.task, id))
         });
         let bytes = lines(samples.chain(items), self.columns)?;
         self.write(&bytes)

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::error::{Context, Error, Result};
-use crate::metrics::TASK_FIGURES;
+use crate::metrics::{self, Better, TASK_FIGURES};
 use crate::protocol::TaskResult;
 use crate::results::columns::{Kind, SCHEMA_VERSION};
 use crate::results::summary::BYTE_ORDER_MARK;
@@ -40,7 +40,10 @@ impl TaskColumn {
     fn field(&self, row: &Row) -> String {
         let value = match self.source {
             Source::Row(get) => get(row),
-            Source::Figure(name) => row.result.figures.get(name).map(|value| Value::Float(*value)),
+            Source::Figure(name) => row.result.figures.get(name).map(|value| match self.kind {
+                Kind::Integer if *value >= 0.0 => Value::Integer(*value as u64),
+                _ => Value::Float(*value),
+            }),
         };
         value.map(|value| value.field()).unwrap_or_default()
     }
@@ -55,28 +58,29 @@ pub fn columns() -> &'static [TaskColumn] {
             name: figure.name,
             // `acc_bytes` is no number of bytes: of the figures, only ratios end in their unit.
             unit: if figure.name.ends_with("_ratio") { "ratio" } else { "" },
-            kind: Kind::Float,
+            kind: if is_count(figure.name) { Kind::Integer } else { Kind::Float },
             description: figure.description,
             source: Source::Figure(figure.name),
         }));
-        columns.extend([
-            column(
-                "task_hash",
-                Kind::Text,
-                "First digits of the SHA-256 over description, items and settings: equal ones asked the same.",
-                |row| Some(row.result.hash.as_str().into()),
-            ),
-            column("schema_version", Kind::Integer, "Version of this table's columns.", |_| {
-                Some(SCHEMA_VERSION.into())
-            }),
-        ]);
+        columns.push(column(
+            "task_hash",
+            Kind::Text,
+            "First digits of the SHA-256 over description, items and settings: equal ones asked the same.",
+            |row| Some(row.result.hash.as_str().into()),
+        ));
         columns
     });
     &COLUMNS
 }
 
+/// Figures travel as floating-point numbers; these count items.
+fn is_count(figure: &str) -> bool {
+    figure == "answers_changed" || figure.starts_with("flips")
+}
+
 fn identity() -> Vec<TaskColumn> {
     vec![
+        column("schema_version", Kind::Integer, "Version of this table's columns.", |_| Some(SCHEMA_VERSION.into())),
         column("run_id", Kind::Text, "The run: the name of its folder.", |row| Some(row.run_id.into())),
         column("cell_id", Kind::Text, "The cell, as in summary.csv.", |row| {
             Some(row.outcome.cell.id.0.as_str().into())
@@ -109,6 +113,16 @@ fn result() -> Vec<TaskColumn> {
             Some(row.result.metric.as_str().into())
         }),
         column("score", Kind::Float, "Its value.", |row| row.result.score().map(Value::Float)),
+        column(
+            "higher_is_better",
+            Kind::Bool,
+            "Whether a larger `score` is the better one: true of shares, false of perplexities.",
+            |row| match metrics::find_task_figure(&row.result.metric)?.better {
+                Better::Higher => Some(true.into()),
+                Better::Lower => Some(false.into()),
+                Better::Neither => None,
+            },
+        ),
         column("score_stderr", Kind::Float, "Its standard error, where it has one.", |row| {
             row.result.score_stderr().map(Value::Float)
         }),

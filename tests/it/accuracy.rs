@@ -57,6 +57,7 @@ fn the_header_of_the_tasks_is_as_agreed_and_a_row_has_its_figures() {
         (rows[3]["cell_id"].as_str(), rows[3]["task"].as_str(), rows[3]["acc"].as_str()),
         ("ref-cpu", "wiki", "")
     );
+    assert_eq!([&rows[2], &rows[3]].map(|row| row["higher_is_better"].as_str()), ["true", "false"]);
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn items_are_samples_with_their_task_and_id() {
             "accuracy 0 item_acc  0 1 1 recall q1",
             "accuracy 0 item_acc  0 2 0 recall q2",
             "accuracy 0 item_acc  0 3 1 recall q3",
-            "accuracy 0 item_log_likelihood  0 0 -12.5 wiki '=d0",
+            "accuracy 0 item_log_likelihood nats 0 0 -12.5 wiki '=d0",
         ]
     );
     assert!(samples.iter().filter(|row| row["metric"] == "ttft_seconds").all(|row| row["item"].is_empty()));

@@ -46,6 +46,13 @@ fn the_dictionary_is_printed_in_three_forms() {
         serde_json::from_slice(&ortbench().args(["columns", "--json"]).unwrap().stdout).unwrap();
     let length = |table: &str| json[table].as_array().unwrap().len();
     assert_eq!((length("columns"), length("task_columns")), (columns::all().len(), tasks::columns().len()));
+    let unit = |table: &str, name: &str| {
+        let of_name = |column: &&serde_json::Value| column["name"] == name;
+        json[table].as_array().unwrap().iter().find(of_name).map(|column| column["unit"].clone())
+    };
+    assert_eq!(unit("columns", "kl_divergence_mean"), Some("nats".into()));
+    assert_eq!(unit("item_metrics", "item_log_likelihood"), Some("nats".into()));
+    assert!(tasks::columns().iter().all(|column| !column.name.starts_with("flips") || column.kind == Kind::Integer));
     let csv = ortbench().args(["columns", "--csv"]).unwrap().stdout;
     assert_eq!(csv::Reader::from_reader(csv.as_slice()).records().map(Result::unwrap).count(), count);
     let markdown = ortbench().args(["columns", "--markdown"]).unwrap().stdout;
@@ -151,6 +158,9 @@ fn a_finished_run_is_compared() {
     assert!(text.contains("×0.750"), "{text}");
     assert!(text.contains("openvino: failed: memory: the process ended by SIGSEGV"), "{text}");
     ortbench().arg("compare").arg("--results").arg(results.path().join("none")).assert().code(2);
+    let assert = ortbench().args(["compare", "nosuch"]).current_dir(results.path()).assert().code(2);
+    let text = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(text.contains("`nosuch` is no run's folder: it has no journal.jsonl"), "{text}");
 }
 
 #[test]

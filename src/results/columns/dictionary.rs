@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use super::{Column, Group, SCHEMA_VERSION, all};
+use super::{Column, Group, SCHEMA_VERSION, all, item_unit};
 use crate::cell::Category;
 use crate::metrics::ITEM_FIGURES;
 use crate::results::folder::{SUMMARY, TASKS};
@@ -46,10 +46,10 @@ pub fn markdown() -> String {
     }
     text.push_str(
         "\n## Items in samples.csv\n\nWhat `metric` may be in a row that has a `task` and an `item`.\n\n\
-         | metric | meaning |\n|---|---|\n",
+         | metric | unit | meaning |\n|---|---|---|\n",
     );
     for figure in ITEM_FIGURES {
-        let _ = writeln!(text, "| `{}` | {} |", figure.name, figure.description);
+        let _ = writeln!(text, "| `{}` | {} | {} |", figure.name, item_unit(figure.name), figure.description);
     }
     text
 }
@@ -74,10 +74,14 @@ pub fn json() -> serde_json::Value {
             "description": column.description,
         })
     };
+    let items = ITEM_FIGURES.iter().map(
+        |figure| json!({ "name": figure.name, "unit": item_unit(figure.name), "description": figure.description }),
+    );
     json!({
         "schema_version": SCHEMA_VERSION,
         "columns": all().iter().map(describe).collect::<Vec<_>>(),
         "task_columns": tasks::columns().iter().map(describe_task).collect::<Vec<_>>(),
+        "item_metrics": items.collect::<Vec<_>>(),
     })
 }
 

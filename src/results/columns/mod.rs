@@ -220,8 +220,19 @@ fn fact_column(fact: &Fact, group: Group, source: Source) -> Column {
     }
 }
 
+/// The unit of an item's figure, a `metric` of `samples.csv`; most have none.
+pub fn item_unit(figure: &str) -> &'static str {
+    if figure == "item_log_likelihood" { NATS } else { "" }
+}
+
+/// Natural logarithms. Names that say what is measured so well do not end in it.
+const NATS: &str = "nats";
+
 /// The unit that a name ends with.
 fn unit_of(name: &str) -> &'static str {
+    if name.starts_with("kl_divergence_") {
+        return NATS;
+    }
     const ENDINGS: [(&str, &str); 8] = [
         ("_tokens_per_second", "tokens/s"),
         ("_bytes_per_second", "bytes/s"),
