@@ -96,17 +96,7 @@ fn measure(package: &str, work: &str, options: &[String]) -> Result<()> {
 }
 
 fn of_task(package: &Package, path: &str, data: Option<PathBuf>, items: usize) -> Result<Vec<Group>> {
-    let task = TaskRef {
-        name: "task".to_owned(),
-        description: TaskSource::File(path.into()),
-        data,
-        examples: None,
-        limit: Some(items as u32),
-        fewshot: None,
-        chat: None,
-        max_length: None,
-        max_tokens: None,
-    };
+    let task = TaskRef { data, limit: Some(items as u32), ..TaskRef::new("task", TaskSource::File(path.into())) };
     let set = TaskSet::load(&task, 0, || package.chat_template())?;
     let encoder = Encoder::open(package, set.max_length)?;
     set.items

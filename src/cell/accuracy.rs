@@ -58,6 +58,23 @@ pub struct TaskRef {
     pub max_tokens: Option<u32>,
 }
 
+impl TaskRef {
+    /// A task of that name, with everything as its description says.
+    pub fn new(name: impl Into<String>, description: TaskSource) -> Self {
+        Self {
+            name: name.into(),
+            description,
+            data: None,
+            examples: None,
+            limit: None,
+            fewshot: None,
+            chat: None,
+            max_length: None,
+            max_tokens: None,
+        }
+    }
+}
+
 /// Where a task's description comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

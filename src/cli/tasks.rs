@@ -78,15 +78,11 @@ fn show(args: &Args, source: TaskSource) -> Result<String> {
             .hint("`--data FILE` names one whose first items are shown"));
     }
     let task = TaskRef {
-        name: description.name.clone(),
-        description: source,
         data: args.data.clone(),
         examples: args.examples.clone(),
         limit: Some(args.limit),
         fewshot: args.fewshot,
-        chat: None,
-        max_length: None,
-        max_tokens: None,
+        ..TaskRef::new(&description.name, source)
     };
     let set = TaskSet::of(description, &task, args.seed, || match &args.package {
         Some(folder) => Package::open(folder)?.chat_template(),

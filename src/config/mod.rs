@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cell::{Category, Cell, CellId};
 use crate::error::{Context, Error, Result};
+use crate::yaml;
 
 /// An expanded, valid matrix file.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,17 +99,7 @@ const MAX_BYTES: u64 = 4 << 20;
 pub fn load(path: &Path) -> Result<Matrix> {
     let failed = || format!("cannot read the matrix file `{}`", path.display());
     let hint = "name another file: `ortbench run FILE`; `ortbench schema` describes what it holds";
-    let metadata = fs::metadata(path).with_context(failed).map_err(|error| error.hint(hint))?;
-    // A pipe would make the program wait for ever, a device read for ever.
-    let wrong = match metadata.len() {
-        _ if !metadata.is_file() => Some("it is not a regular file".to_owned()),
-        size if size > MAX_BYTES => Some(format!("it has {size} bytes")),
-        _ => None,
-    };
-    if let Some(cause) = wrong {
-        return Err(Error::new(failed()).because(std::io::Error::other(cause)).hint(hint));
-    }
-    let text = fs::read_to_string(path).with_context(failed).map_err(|error| error.hint(hint))?;
+    let text = yaml::text_of(path, MAX_BYTES, failed, hint)?;
     let source = fs::canonicalize(path).with_context(failed)?;
     parse(&path.display().to_string(), &source, text)
 }

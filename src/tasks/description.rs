@@ -1,12 +1,11 @@
 //! A task set's description, checked: what becomes of a record, and how answers are judged (`docs/tasks.md`).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::answer::Judging;
 use super::{Kind, check, ready};
 use crate::cell::{TaskRef, TaskSource};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::yaml;
 
 /// A valid description.
@@ -135,16 +134,7 @@ impl Description {
                 let shown = path.display().to_string();
                 let failed = || format!("cannot read the task description `{shown}`");
                 let hint = "`ortbench tasks` lists the descriptions that the program carries";
-                let metadata = fs::metadata(path).with_context(failed).map_err(|error| error.hint(hint))?;
-                let wrong = match metadata.len() {
-                    _ if !metadata.is_file() => Some("it is not a regular file".to_owned()),
-                    size if size > MAX_BYTES => Some(format!("it has {size} bytes")),
-                    _ => None,
-                };
-                if let Some(cause) = wrong {
-                    return Err(Error::new(failed()).because(std::io::Error::other(cause)).hint(hint));
-                }
-                let text = fs::read_to_string(path).with_context(failed)?;
+                let text = yaml::text_of(path, MAX_BYTES, failed, hint)?;
                 Self::parse(&shown, path.parent(), &text)
             }
         }

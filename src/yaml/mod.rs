@@ -5,11 +5,13 @@ mod suggest;
 pub use suggest::suggest;
 
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_yaml::{Error as YamlError, Location};
 
-use crate::error::Error;
+use crate::error::{Context, Error, Result};
 
 /// One mistake.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +33,24 @@ impl Problem {
     pub fn whole(message: impl Into<String>) -> Self {
         Self { at: None, message: message.into() }
     }
+}
+
+/// The text of a file that someone wrote by hand. `failed` says what could not be done, `hint` what else to name.
+///
+/// # Errors
+/// A file that is missing, no regular file (a pipe would make the program wait for ever, a device read for ever), of more
+/// than `max_bytes`, or not UTF-8.
+pub fn text_of(path: &Path, max_bytes: u64, failed: impl Fn() -> String, hint: &str) -> Result<String> {
+    let metadata = fs::metadata(path).with_context(&failed).map_err(|error| error.hint(hint))?;
+    let wrong = match metadata.len() {
+        _ if !metadata.is_file() => Some("it is not a regular file".to_owned()),
+        size if size > max_bytes => Some(format!("it has {size} bytes")),
+        _ => None,
+    };
+    if let Some(cause) = wrong {
+        return Err(Error::new(failed()).because(std::io::Error::other(cause)).hint(hint));
+    }
+    fs::read_to_string(path).with_context(&failed).map_err(|error| error.hint(hint))
 }
 
 /// All mistakes of a file as one error: each with `file:line:column`, the line itself, and a mark under the place.

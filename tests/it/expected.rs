@@ -186,15 +186,8 @@ fn choices_about_pictures_are_as_likely_as_in_transformers() {
         let (mut farthest, mut compared) = (0.0_f64, 0);
         for name in PICTURES {
             let task = TaskRef {
-                name: name.to_owned(),
-                description: TaskSource::Ready("image_choice".to_owned()),
                 data: Some(root().join(format!("models/{OF_PICTURES}/tasks/{name}.jsonl"))),
-                examples: None,
-                limit: None,
-                fewshot: None,
-                chat: None,
-                max_length: None,
-                max_tokens: None,
+                ..TaskRef::new(name, TaskSource::Ready("image_choice".to_owned()))
             };
             let set = TaskSet::load(&task, 0, || package.chat_template()).expect("a task");
             let mut answers = Answers::new(&set, &package, &mut model, Scoring::Batched).expect("a task");

@@ -130,15 +130,11 @@ impl Task<'_> {
     fn set(&self, package: &Package) -> TaskSet {
         let case = self.case;
         let task = TaskRef {
-            name: self.name(),
-            description: TaskSource::File(self.description()),
-            data: None,
-            examples: None,
             limit: case.limit,
             fewshot: Some(case.few_shot),
             chat: Some(case.chat),
             max_length: Some(case.max_length),
-            max_tokens: None,
+            ..TaskRef::new(self.name(), TaskSource::File(self.description()))
         };
         let set =
             TaskSet::load(&task, 0, || package.chat_template()).unwrap_or_else(|error| panic!("{}", error.chain()));

@@ -124,10 +124,7 @@ impl<'a> Answers<'a> {
                 Size { tokens, more: set.max_tokens, tail: positions(model, tokens, 1) }
             };
             let sizes: Vec<Size> = prompts.iter().map(size).collect();
-            let budget = match self.scoring {
-                Scoring::Batched => self.budget,
-                Scoring::OneByOne => Budget { rows: 1, ..self.budget },
-            };
+            let budget = self.budget.of_way(self.scoring);
             let encoder = &self.encoder;
             for batch in batches(self.model, &sizes, budget) {
                 let rows: Vec<Prompt> = batch.iter().map(|&index| prompts[index].clone()).collect();

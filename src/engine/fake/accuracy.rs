@@ -9,17 +9,7 @@ use crate::protocol::{FactValue, ItemResults, Message, TaskResult};
 
 /// A cell that the fake measures, its accuracy among the rest: a choice, a perplexity, and a text.
 pub fn cell_with_accuracy(name: &str, backend: &str, reference: Option<&CellId>) -> Cell {
-    let task = |name: &str| TaskRef {
-        name: name.to_owned(),
-        description: TaskSource::Ready(name.to_owned()),
-        data: None,
-        examples: None,
-        limit: None,
-        fewshot: None,
-        chat: None,
-        max_length: None,
-        max_tokens: None,
-    };
+    let task = |name: &str| TaskRef::new(name, TaskSource::Ready(name.to_owned()));
     let mut cell = super::cell(name, backend);
     cell.categories.push(Category::Accuracy);
     cell.accuracy = Some(Box::new(AccuracyPlan {

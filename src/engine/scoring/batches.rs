@@ -1,5 +1,7 @@
 //! Which sequences run together: alike in length, within bounds of memory.
 
+use crate::cell::Scoring;
+
 /// Bounds of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
@@ -30,6 +32,14 @@ impl Budget {
             logits_bytes: most.logits_bytes.min(usable_bytes / 16),
             tokens: most.tokens.min(tokens as usize),
             rows: most.rows,
+        }
+    }
+
+    /// The bounds of this way of running items.
+    pub fn of_way(self, scoring: Scoring) -> Self {
+        match scoring {
+            Scoring::Batched => self,
+            Scoring::OneByOne => Self { rows: 1, ..self },
         }
     }
 }

@@ -114,11 +114,7 @@ impl<'a> Scorer<'a> {
         }
         let whole: Vec<Whole> = apart.into_iter().flat_map(|index| whole(groups, index)).collect();
         let sizes: Vec<Size> = whole.iter().map(|sequence| self.whole_size(sequence)).collect();
-        let budget = match self.scoring {
-            Scoring::Batched => self.budget,
-            Scoring::OneByOne => Budget { rows: 1, ..self.budget },
-        };
-        for batch in batches(self.model, &sizes, budget) {
+        for batch in batches(self.model, &sizes, self.budget.of_way(self.scoring)) {
             let rows: Vec<&Whole> = batch.iter().map(|&index| &whole[index]).collect();
             self.walk(&rows, &mut |row, index, logits| {
                 let Whole { group, continuation, .. } = *rows[row];

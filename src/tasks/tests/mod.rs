@@ -15,17 +15,7 @@ use crate::package::ChatTemplate;
 
 /// A task whose description and items stand in a folder as `task.yaml` and `items.jsonl`.
 pub fn task(folder: &Path) -> TaskRef {
-    TaskRef {
-        name: "demo".to_owned(),
-        description: TaskSource::File(folder.join("task.yaml")),
-        data: None,
-        examples: None,
-        limit: None,
-        fewshot: None,
-        chat: None,
-        max_length: None,
-        max_tokens: None,
-    }
+    TaskRef::new("demo", TaskSource::File(folder.join("task.yaml")))
 }
 
 pub fn write(description: &str, items: &str) -> tempfile::TempDir {
