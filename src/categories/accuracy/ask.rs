@@ -1,5 +1,7 @@
 //! Asks a task's items and judges the answers.
 
+use std::time::Instant;
+
 use serde_json::json;
 
 use crate::cell::Scoring;
@@ -26,6 +28,8 @@ pub struct Asked {
     pub scored: Scored,
     /// What was cut to fit.
     pub truncated: Truncated,
+    /// Wall time, without loading the tokenizer.
+    pub seconds: f64,
 }
 
 impl Asker<'_> {
@@ -36,6 +40,7 @@ impl Asker<'_> {
     pub fn ask(self, set: &TaskSet) -> Result<Asked> {
         let (phase, of) = (format!("task {}", set.name), set.items.len() as u64);
         let mut answers = Answers::new(set, self.package, self.model, self.scoring)?;
+        let start = Instant::now();
         let mut scores = Scores::new(set);
         match set.kind {
             Kind::Choice | Kind::Continuation | Kind::Perplexity => {
@@ -58,7 +63,8 @@ impl Asker<'_> {
                 })?;
             }
         }
-        Ok(Asked { scored: scores.finish()?, truncated: answers.truncated() })
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Asked { scored: scores.finish()?, truncated: answers.truncated(), seconds })
     }
 }
 

@@ -6,8 +6,6 @@ mod fidelity;
 mod gate;
 mod reference;
 
-use std::time::Instant;
-
 use crate::categories::{Context, Measure, common};
 use crate::cell::{AccuracyPlan, CellId};
 use crate::engine::{Model, Plan};
@@ -64,7 +62,6 @@ impl Measure for Accuracy {
         let mut results = Vec::with_capacity(sets.len());
         let mut compared = Vec::new();
         for set in &sets {
-            let start = Instant::now();
             let asker = Asker {
                 package: &package,
                 model: &mut model,
@@ -73,7 +70,7 @@ impl Measure for Accuracy {
                 report,
             };
             let asked = asker.ask(set)?;
-            let mut result = result(set, &asked, start.elapsed().as_secs_f64());
+            let mut result = result(set, &asked);
             if let Some(comparison) = weigh(&mut role, set, &asked, &mut result)? {
                 compared.push(comparison);
             }
@@ -135,7 +132,7 @@ fn role(context: &Context, plan: &AccuracyPlan, package: &Package) -> Result<Rol
     })
 }
 
-fn result(set: &TaskSet, asked: &Asked, seconds: f64) -> TaskResult {
+fn result(set: &TaskSet, asked: &Asked) -> TaskResult {
     TaskResult {
         task: set.name.clone(),
         kind: set.kind.name().to_owned(),
@@ -146,7 +143,7 @@ fn result(set: &TaskSet, asked: &Asked, seconds: f64) -> TaskResult {
         truncated_items: asked.truncated.items,
         metric: asked.scored.metric.to_owned(),
         figures: asked.scored.figures.clone(),
-        seconds,
+        seconds: asked.seconds,
         hash: set.hash.clone(),
     }
 }

@@ -42,14 +42,17 @@ impl Likelihood {
     const CERTAIN: Self = Self { log_likelihood: 0.0, greedy: true };
 
     fn add(&mut self, logits: &[f32], token: u32) -> Result<()> {
-        let logit = *logits.get(token as usize).ok_or_else(|| {
-            Error::new(format!("the token {token} is beyond the model's vocabulary of {}", logits.len()))
-                .hint("the tokenizer and the model do not belong together")
-        })?;
+        let logit = *logits.get(token as usize).ok_or_else(|| beyond_vocabulary(token, logits.len()))?;
         self.log_likelihood += Normaliser::of(logits)?.log_probability(logit);
         self.greedy = self.greedy && argmax(logits.into())? == token;
         Ok(())
     }
+}
+
+/// What to say of a token that the model does not know.
+pub fn beyond_vocabulary(token: u32, vocabulary: usize) -> Error {
+    Error::new(format!("the token {token} is beyond the model's vocabulary of {vocabulary}"))
+        .hint("the tokenizer and the model do not belong together")
 }
 
 /// What a run costs beyond its tokens, in tokens of one sequence: in a batch of many, reading the weights once more
@@ -76,11 +79,6 @@ impl<'a> Scorer<'a> {
     /// A scorer in this way, within these bounds.
     pub fn new(model: &'a mut Model, scoring: Scoring, budget: Budget) -> Self {
         Self { model, scoring, budget }
-    }
-
-    /// Tokens that the model knows.
-    pub fn vocabulary(&self) -> usize {
-        self.model.manifest().shape.vocab_size as usize
     }
 
     /// The likelihoods of every group's continuations, in their order. `progress` gets the number of continuations

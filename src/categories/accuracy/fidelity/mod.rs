@@ -10,9 +10,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::categories::accuracy::answers::budget;
+use crate::categories::common::choose;
 use crate::cell::{FidelityPlan, PromptSource, Scoring};
-use crate::engine::sampling::{self, argmax};
-use crate::engine::scoring::{Normaliser, Scorer, Size, batches, positions};
+use crate::engine::sampling;
+use crate::engine::scoring::{Normaliser, Scorer, Size, batches, beyond_vocabulary, positions};
 use crate::engine::{Decoder, Features, Model, Prompt};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
@@ -47,7 +48,8 @@ impl Windows {
     /// The plan's tokens, as many windows as its tokens to score take.
     ///
     /// # Errors
-    /// A text that cannot be read or does not fill one window, a window beyond the model's context.
+    /// A text that cannot be read or does not fill one window, a window beyond the model's context, a tokenizer of
+    /// another model.
     pub fn open(package: &Package, plan: &FidelityPlan) -> Result<Self> {
         let (window, context) = (plan.window as usize, plan.context as usize);
         let limit = package.manifest.shape.context_length as usize;
@@ -64,7 +66,11 @@ impl Windows {
             PromptSource::RandomTokens { seed } => random_tokens(package, *seed, wanted * window),
             PromptSource::TextFile { path } => tokenize(package, path, window, wanted)?,
         };
-        Ok(Self { tokens, window, context })
+        let vocab = package.manifest.shape.vocab_size as usize;
+        match tokens.iter().find(|token| **token as usize >= vocab) {
+            Some(token) => Err(beyond_vocabulary(*token, vocab)),
+            None => Ok(Self { tokens, window, context }),
+        }
     }
 
     /// Tokens that are scored.
@@ -87,12 +93,7 @@ impl Windows {
         let mut scorer = Scorer::new(model, Scoring::Batched, budget);
         for (number, window) in self.iter().enumerate() {
             report.progress("fidelity", number as u64, self.iter().len() as u64)?;
-            // The last token is predicted and predicts nothing; a run checks the others.
-            let vocab = scorer.vocabulary();
-            if let Some(token) = window.iter().find(|token| **token as usize >= vocab) {
-                return Err(Error::new(format!("the token {token} is beyond the model's vocabulary of {vocab}"))
-                    .hint("the tokenizer and the model do not belong together"));
-            }
+            // The last token is predicted and predicts nothing.
             let input = &window[..window.len() - 1];
             scorer.stream(input, self.context - 1, &mut |position, logits| visit(logits, window[position + 1]))?;
         }
@@ -128,7 +129,7 @@ fn greedy(model: &mut Model, prompts: &[Prompt], steps: usize) -> Result<Vec<Vec
     decoder.prefill(model, prompts, &Features::default())?;
     let mut rows = vec![Vec::with_capacity(steps); prompts.len()];
     for step in 0..steps {
-        let next: Vec<u32> = decoder.logits().rows().into_iter().map(argmax).collect::<Result<_>>()?;
+        let next = choose(&decoder)?;
         rows.iter_mut().zip(&next).for_each(|(row, token)| row.push(*token));
         if step + 1 < steps {
             decoder.step(model, &next)?;
@@ -175,15 +176,8 @@ pub fn record(
 ) -> Result<ReferenceText> {
     let vocab = model.manifest().shape.vocab_size as usize;
     let mut writer = Writer::create(&folder.join(LOGITS), vocab)?;
-    let (mut sum, mut count) = (0.0, 0_u64);
-    windows.visit(model, report, &mut |logits, next| {
-        sum += writer.add(logits, next)?;
-        count += 1;
-        Ok(())
-    })?;
+    perplexity(model, windows, report, &mut |logits, next| writer.add(logits, next))?;
     writer.finish()?;
-    report.fact("fidelity_tokens", count)?;
-    report.fact("perplexity", (-sum / count as f64).exp())?;
     Ok(ReferenceText { tokens: windows.tokens.clone(), generations: windows.generate(model, plan)? })
 }
 
@@ -192,13 +186,25 @@ pub fn record(
 /// # Errors
 /// A failed run.
 pub fn read_alone(model: &mut Model, windows: &Windows, report: &Reporter) -> Result<()> {
-    let (mut sum, mut count) = (0.0, 0_u64);
+    perplexity(model, windows, report, &mut |logits, next| {
+        Ok(Normaliser::of(logits)?.log_probability(logits[next as usize]))
+    })
+}
+
+/// Reports exp(−mean log-probability) of the scored tokens, each of which `log_probability` takes from its logits.
+fn perplexity(
+    model: &mut Model,
+    windows: &Windows,
+    report: &Reporter,
+    log_probability: &mut dyn FnMut(&[f32], u32) -> Result<f64>,
+) -> Result<()> {
+    let mut sum = 0.0;
     windows.visit(model, report, &mut |logits, next| {
-        sum += Normaliser::of(logits)?.log_probability(logits[next as usize]);
-        count += 1;
+        sum += log_probability(logits, next)?;
         Ok(())
     })?;
-    report.fact("fidelity_tokens", count)?;
+    let count = windows.scored();
+    report.fact("fidelity_tokens", count as u64)?;
     report.fact("perplexity", (-sum / count as f64).exp())
 }
 
