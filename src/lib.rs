@@ -14,6 +14,8 @@ pub mod engine;
 pub mod probe;
 pub mod tasks;
 
+pub mod loader;
+
 pub mod package;
 pub mod runtime;
 

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _export(given: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     options = ExportOptions(given.precision, given.flavour, given.block_size, given.accuracy_level, given.logits,
-                            given.activations, given.context_length, given.attention)
+                            given.activations, given.context_length, given.attention, given.scales)
     destination = Destination(given.output, given.force)
     if given.random_weights:
         if given.checkpoint is not None or given.config is None:
@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="inputs that share one scale in int8 and int4 (default: 32)")
     export.add_argument("--accuracy-level", type=int, choices=range(5), default=4,
                         help="of MatMulNBits: 4 lets kernels quantize activations to int8, 0 never (default: 4)")
+    export.add_argument("--scales", choices=("fp32", "fp16"), default="fp32",
+                        help="of int8 and int4 blocks; fp16 rounds them so that two bytes hold them (default: fp32)")
     export.add_argument("--activations", choices=("fp32", "fp16"),
                         help="type of activations and cache in int8 and int4 packages (default: fp32)")
     export.add_argument("--logits", choices=("selected", "all"), default="selected",

@@ -19,6 +19,8 @@ class Scheme:
 
     bits: int
     block_size: int
+    # Whether every scale is a number that float16 holds exactly, so that it can be stored in two bytes without loss.
+    half_scales: bool = False
 
     @property
     def zero_code(self) -> int:
@@ -43,6 +45,8 @@ class ExportOptions:
     context_length: int | None = None
     # Form of latent attention; None is `expanded`, and the only choice of other architectures.
     attention: str | None = None
+    # `fp16` rounds the scales of blocks to numbers that float16 holds, before the codes are computed from them.
+    scales: str = "fp32"
 
     def __post_init__(self):
         if self.activations not in (None, "fp32", "fp16"):
@@ -61,7 +65,7 @@ class ExportOptions:
     def scheme(self) -> Scheme | None:
         """The quantization of the matrices, or None where they are stored as floats."""
         bits = {"int8": 8, "int4": 4}.get(self.precision)
-        return Scheme(bits, self.block_size) if bits else None
+        return Scheme(bits, self.block_size, self.scales == "fp16") if bits else None
 
     @property
     def activation_name(self) -> str:
@@ -85,4 +89,5 @@ class ExportOptions:
             "logits": self.logits,
             "context_length": self.context_length,
             "attention": self.attention,
+            "scales": self.scales if quantized else None,
         }

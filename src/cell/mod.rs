@@ -77,6 +77,20 @@ named_enum! {
 }
 
 named_enum! {
+    /// Where the weights of a pack live while it runs.
+    Residency {
+        /// All in memory.
+        Resident => "resident",
+        /// In the files, mapped: the operating system decides what is in memory.
+        Mapped => "mapped",
+        /// A fixed part in memory; the rest is read ahead of use and dropped after it.
+        Stream => "stream",
+        /// The routed experts on demand, with a cache of them; everything else in memory.
+        Experts => "experts",
+    }
+}
+
+named_enum! {
     /// A category of measurement, each run in a fresh process.
     Category { Speed => "speed", Throughput => "throughput", Memory => "memory", Accuracy => "accuracy" }
 }

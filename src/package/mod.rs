@@ -5,6 +5,7 @@ mod genai;
 mod image;
 mod manifest;
 pub mod onnx;
+pub mod shards;
 mod special;
 
 pub use chat::{ChatMessage, ChatTemplate, Content, Part};

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod install;
 
 mod bindings;
+pub mod custom;
 mod fetch;
 mod library;
 mod operators;

@@ -21,6 +21,8 @@ def quantize_blocks(values: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.
     lowest = values.min(axis=-2)
     scales = np.where(highest > -lowest, highest, lowest)
     scales /= -scheme.zero_code
+    if scheme.half_scales:
+        scales = scales.astype(np.float16).astype(scales.dtype)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.reciprocal(scales)
     # A block of zeros, or of denormals whose reciprocal overflows, is stored as zeros.

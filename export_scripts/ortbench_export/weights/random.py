@@ -59,7 +59,10 @@ class RandomSource:
         # Codes have no exact centre: their mean is -1/2. Scales of either sign keep that from adding up to a common
         # direction in every output. Their size varies a little, as a trained model's does.
         table = size * np.linspace(0.8, 1.2, 1 << 15)
-        table = np.concatenate([table, -table]).astype(dtype)
+        table = np.concatenate([table, -table])
+        if scheme.half_scales:
+            table = table.astype(np.float16)
+        table = table.astype(dtype)
         yield from self._table(matrix, "scales", matrix.rows * scheme.blocks(matrix.columns), table)
 
     def _table(self, matrix: Matrix, what: str, count: int, table: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,0 +1,77 @@
+//! Operators of this program, in the domain `ortbench`: they take their weights from a loader instead of the graph.
+//!
+//! | operator | inputs | attributes | output |
+//! |---|---|---|---|
+//! | `Matrix` | x `[…, K]` | `record` | `[…, N]` |
+//! | `Experts` | x `[tokens, hidden]`, scores `[tokens, experts]`, optional mixing weights `[tokens, experts]` | `record`, `k`, `normalize` | `[tokens, hidden]` |
+//! | `Weight` | — | `record` | the tensor |
+//!
+//! What they compute is behind [`Weights`]: this file only moves pointers and shapes between it and ONNX Runtime.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+
+/// The domain of the operators.
+pub const DOMAIN: &str = "ortbench";
+
+/// Runs a function for each number below a count, on the threads of the operator.
+pub trait Parallel: Sync {
+    /// Calls `task(0)` … `task(count - 1)` in any order, on any of the threads, and returns when all are done.
+    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync));
+    /// Threads that may run at once.
+    fn threads(&self) -> usize;
+}
+
+/// Where operators find their weights, by the name of a record or mixture.
+pub trait Weights: Send + Sync + std::fmt::Debug {
+    /// A matrix to multiply by.
+    fn matrix(&self, name: &str) -> Result<Arc<dyn Matrix>>;
+    /// The routed experts of one layer.
+    fn experts(&self, name: &str, routing: Routing) -> Result<Arc<dyn Experts>>;
+    /// A tensor that is handed to stock operators.
+    fn tensor(&self, name: &str) -> Result<Arc<dyn Tensor>>;
+}
+
+/// A quantized matrix.
+pub trait Matrix: Send + Sync {
+    /// Outputs and inputs (N, K).
+    fn shape(&self) -> (usize, usize);
+    /// `out[m, n] = Σ_k x[m, k] · W[n, k]`.
+    fn multiply(&self, x: &[f32], out: &mut [f32], parallel: &dyn Parallel) -> Result<()>;
+}
+
+/// How a mixture chooses and weighs experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routing {
+    /// Experts a token.
+    pub k: usize,
+    /// Whether the chosen weights are divided by their sum.
+    pub normalize: bool,
+}
+
+/// The routed experts of one layer.
+pub trait Experts: Send + Sync {
+    /// Inputs and outputs of an expert (hidden), and the number of experts.
+    fn shape(&self) -> (usize, usize);
+    /// For each row of `x` `[tokens, hidden]` the sum of its experts, weighed. `scores` `[tokens, experts]` choose;
+    /// they also weigh, by softmax, unless `mixing` has weights of its own.
+    fn mix(
+        &self,
+        x: &[f32],
+        scores: &[f32],
+        mixing: Option<&[f32]>,
+        out: &mut [f32],
+        parallel: &dyn Parallel,
+    ) -> Result<()>;
+}
+
+/// A tensor as ONNX lays it out.
+pub trait Tensor: Send + Sync {
+    /// ONNX's number of the element type.
+    fn data_type(&self) -> i32;
+    /// Dimensions.
+    fn dims(&self) -> &[i64];
+    /// Copies it.
+    fn copy_to(&self, into: &mut [u8]) -> Result<()>;
+}
