@@ -53,8 +53,10 @@ macro_rules! named_enum {
 pub(crate) use named_enum;
 
 mod accuracy;
+mod memory;
 
 pub use accuracy::{AccuracyPlan, FidelityPlan, Scoring, TaskRef, TaskSource};
+pub use memory::{MemoryAmount, MemoryPlan};
 
 named_enum! {
     /// What the weights of the matrix products are stored in.
@@ -321,6 +323,9 @@ pub struct Cell {
     pub measurement: MeasurementPlan,
     /// When set, a node on another provider than the one named makes the cell `unsupported`.
     pub strict_placement: bool,
+    /// Where weights live, and what memory the process has.
+    #[serde(default, skip_serializing_if = "MemoryPlan::is_empty")]
+    pub memory: MemoryPlan,
     /// What the category `accuracy` does; `None` where it is not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Box<AccuracyPlan>>,

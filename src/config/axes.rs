@@ -1,7 +1,9 @@
 //! The axes of a matrix: one variant of [`Axis`] each, in the order in which they nest. Everything that treats axes
 //! alike (rules, product, matching) walks [`Axis::ALL`].
 
-use crate::cell::{Flavour, ImageSize, Precision};
+use serde_yaml::Location;
+
+use crate::cell::{Flavour, ImageSize, MemoryAmount, Precision, Residency};
 use crate::probe;
 
 /// Largest values that make sense; anything above is a slip of the hand.
@@ -16,6 +18,9 @@ pub enum Axis {
     Precision,
     Flavour,
     Threads,
+    Residency,
+    MemoryBudget,
+    MemoryLimit,
     Batch,
     Image,
     PromptTokens,
@@ -37,6 +42,10 @@ pub enum Values {
     Counts(u32),
     /// `none` or `WIDTHxHEIGHT`.
     Images,
+    /// `none`, a size or a share.
+    Budgets,
+    /// `none`, a size or `budget`.
+    Limits,
 }
 
 impl Axis {
@@ -46,6 +55,9 @@ impl Axis {
         Self::Precision,
         Self::Flavour,
         Self::Threads,
+        Self::Residency,
+        Self::MemoryBudget,
+        Self::MemoryLimit,
         Self::Batch,
         Self::Image,
         Self::PromptTokens,
@@ -60,6 +72,9 @@ impl Axis {
             Self::Precision => "precision",
             Self::Flavour => "flavour",
             Self::Threads => "threads",
+            Self::Residency => "residency",
+            Self::MemoryBudget => "memory_budget",
+            Self::MemoryLimit => "memory_limit",
             Self::Batch => "batch",
             Self::Image => "image",
             Self::PromptTokens => "prompt_tokens",
@@ -77,6 +92,19 @@ impl Axis {
                 "`fused`: ONNX Runtime's contrib operators; `plain`: standard ONNX operators alone. Default: fused."
             }
             Self::Threads => "Threads of one operator. Default: the cores that this process may use.",
+            Self::Residency => {
+                "Where the weights of a pack (made by `ortbench pack`) live: `resident` in memory, `mapped` from its \
+                 files, `stream` read ahead of use, `experts` on demand with a cache; `none` for an ordinary package. \
+                 Default: none, which is `resident` for a pack."
+            }
+            Self::MemoryBudget => {
+                "What the process of a pack may hold in all, as `4GiB`, `512MiB`, or `50%` of the package's weights; \
+                 `none` for no bound. Default: none."
+            }
+            Self::MemoryLimit => {
+                "What the kernel lets the process hold, by a control group without swap: a size as `4GiB`, `budget` for \
+                 as much as `memory_budget`, or `none`. Default: none."
+            }
             Self::Batch => "Sequences that run together.",
             Self::Image => {
                 "Width and height of a generated image at the start of each prompt, as `448x448`, for models that \
@@ -95,6 +123,9 @@ impl Axis {
             Self::Precision => Values::Words(Precision::NAMES),
             Self::Flavour => Values::Words(Flavour::NAMES),
             Self::Threads => Values::Counts(MAX_THREADS),
+            Self::Residency => Values::Words(RESIDENCIES),
+            Self::MemoryBudget => Values::Budgets,
+            Self::MemoryLimit => Values::Limits,
             Self::Batch => Values::Counts(MAX_BATCH),
             Self::Image => Values::Images,
             Self::PromptTokens | Self::GenerateTokens => Values::Counts(MAX_TOKENS),
@@ -109,15 +140,20 @@ impl Axis {
             Self::Flavour => Some(vec![0]),
             Self::Threads => Some(vec![probe::cpu::default_threads()]),
             Self::Image => Some(vec![ImageSize::pack(None)]),
+            Self::Residency => Some(vec![0]),
+            Self::MemoryBudget | Self::MemoryLimit => Some(vec![MemoryAmount::None.pack()]),
             _ => None,
         }
     }
 }
 
 /// Number of axes.
-const COUNT: usize = 9;
+const COUNT: usize = 12;
 
-/// A point of the matrix: on each axis the index of a word, a count, or a packed image size.
+/// Words of the axis `residency`: none, and those of [`Residency`] in its order.
+const RESIDENCIES: &[&str] = &["none", "resident", "mapped", "stream", "experts"];
+
+/// A point of the matrix: on each axis the index of a word, a count, or a packed size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Point([u32; COUNT]);
 
@@ -158,42 +194,70 @@ impl Point {
     pub fn image(&self) -> Option<ImageSize> {
         ImageSize::unpack(self.on(Axis::Image))
     }
+
+    /// Where the weights live, where the file says so.
+    pub fn residency(&self) -> Option<Residency> {
+        let index = self.on(Axis::Residency).checked_sub(1)?;
+        Residency::ALL.get(index as usize).copied()
+    }
+
+    /// The memory on one of the two axes of amounts.
+    pub fn memory(&self, axis: Axis) -> MemoryAmount {
+        MemoryAmount::unpack(self.on(axis))
+    }
 }
 
 /// Values of every axis; in a rule, `None` is any value.
 #[derive(Debug, Clone, Default)]
-pub struct Axes([Option<Vec<u32>>; COUNT]);
+pub struct Axes {
+    values: [Option<Vec<u32>>; COUNT],
+    /// Where they stand in the file.
+    places: [Option<Location>; COUNT],
+}
 
 impl Axes {
     /// Sets an axis.
     pub fn set(&mut self, axis: Axis, values: Vec<u32>) {
-        self.0[axis as usize] = Some(values);
+        self.values[axis as usize] = Some(values);
+    }
+
+    /// Notes where an axis is written.
+    pub fn stands_at(&mut self, axis: Axis, place: Location) {
+        self.places[axis as usize] = Some(place);
+    }
+
+    /// Where an axis is written, if it is.
+    pub fn place(&self, axis: Axis) -> Option<Location> {
+        self.places[axis as usize]
     }
 
     /// The values of an axis; `None` is any.
     pub fn on(&self, axis: Axis) -> Option<&[u32]> {
-        self.0[axis as usize].as_deref()
+        self.values[axis as usize].as_deref()
     }
 
     /// True when no axis is named.
     pub fn names_nothing(&self) -> bool {
-        self.0.iter().all(Option::is_none)
+        self.values.iter().all(Option::is_none)
     }
 
     /// These axes, and the matrix's where they name none.
     pub fn or(&self, matrix: &Self) -> Self {
-        Self(std::array::from_fn(|axis| self.0[axis].as_ref().or(matrix.0[axis].as_ref()).cloned()))
+        Self {
+            values: std::array::from_fn(|axis| self.values[axis].as_ref().or(matrix.values[axis].as_ref()).cloned()),
+            places: std::array::from_fn(|axis| self.places[axis].or(matrix.places[axis])),
+        }
     }
 
     /// Points of the product.
     pub fn count(&self) -> usize {
-        self.0.iter().map(|axis| axis.as_ref().map_or(0, Vec::len)).fold(1, usize::saturating_mul)
+        self.values.iter().map(|axis| axis.as_ref().map_or(0, Vec::len)).fold(1, usize::saturating_mul)
     }
 
     /// The product, the last axis changing fastest.
     pub fn points(&self) -> Vec<Point> {
         let mut points = vec![Point([0; COUNT])];
-        for (axis, values) in self.0.iter().enumerate() {
+        for (axis, values) in self.values.iter().enumerate() {
             let values = values.as_deref().unwrap_or_default();
             points = points
                 .iter()
@@ -211,7 +275,8 @@ impl Axes {
 
     /// True when every axis named has the point's value.
     pub fn matches(&self, point: &Point) -> bool {
-        self.0.iter().zip(point.0).all(|(values, value)| values.as_ref().is_none_or(|values| values.contains(&value)))
+        let named = self.values.iter().zip(point.0);
+        named.into_iter().all(|(values, value)| values.as_ref().is_none_or(|values| values.contains(&value)))
     }
 }
 
@@ -224,6 +289,11 @@ mod tests {
         for (place, axis) in Axis::ALL.into_iter().enumerate() {
             assert_eq!(axis as usize, place, "{}", axis.name());
         }
+    }
+
+    #[test]
+    fn every_residency_has_its_word() {
+        assert_eq!(RESIDENCIES[1..], *Residency::NAMES);
     }
 
     #[test]

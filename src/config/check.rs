@@ -232,8 +232,10 @@ impl Checker<'_> {
                 Values::Words(words) => self.choices(written, axis.name(), words),
                 Values::Counts(max) => self.counts(written, axis.name(), max),
                 Values::Images => self.images(written, axis.name()),
+                Values::Budgets | Values::Limits => self.amounts(written, axis),
             };
             axes.set(axis, values);
+            axes.stands_at(axis, written.referenced);
         }
         axes
     }
@@ -272,7 +274,7 @@ impl Checker<'_> {
     }
 
     /// An axis whose values are read one by one; one that stands there twice is a mistake.
-    fn distinct(
+    pub(super) fn distinct(
         &mut self,
         axis: &Spanned<AxisEntry>,
         name: &str,

@@ -1,12 +1,13 @@
 //! What a cell will need in memory, from its package's manifest: before anything runs.
 
-use crate::cell::{Cell, Flavour, Precision, ProviderKind, Workload};
+use crate::cell::{Cell, Flavour, Precision, ProviderKind, Residency, Workload};
 use crate::package::{CacheUpdate, Graph, GraphRole, Manifest, PortRole, Shape};
 
 /// Bytes, by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// The weights as the runtime holds them: prepacked, converted or mapped.
+    /// The weights as the runtime or the loader holds them: prepacked, converted, mapped, or those that a budget leaves
+    /// room for.
     pub weights: u64,
     /// Experts that a plain mixture gathers for a prompt.
     pub experts: u64,
@@ -48,8 +49,8 @@ impl MemoryEstimate {
     }
 }
 
-/// Estimates a cell.
-pub fn memory(cell: &Cell, manifest: &Manifest) -> MemoryEstimate {
+/// Estimates a cell; `pack_weights` are the bytes of the weights of a pack, as stored.
+pub fn memory(cell: &Cell, manifest: &Manifest, pack_weights: u64) -> MemoryEstimate {
     let workload = &cell.workload;
     let batch = u64::from(workload.batch);
     let tokens = u64::from(workload.prompt_tokens) + u64::from(workload.generate_tokens);
@@ -62,14 +63,30 @@ pub fn memory(cell: &Cell, manifest: &Manifest) -> MemoryEstimate {
     let in_place = manifest.cache.update == CacheUpdate::InPlaceOrAppend && cell.backend.provider == ProviderKind::Cpu;
     let selected = manifest.graphs.iter().any(|graph| graph.port(PortRole::LogitsPositions).is_some());
     let positions = if selected { 1 } else { u64::from(workload.prompt_tokens) };
-    MemoryEstimate {
+    let estimate = MemoryEstimate {
         weights: (stored as f64 * held(cell)) as u64,
         experts: gathered_experts(cell, &manifest.shape),
         cache: product([batch, tokens, manifest.cache.bytes_per_token, if in_place { 1 } else { 2 }]),
         logits: product([batch, positions, manifest.shape.vocab_size, 4]),
         vision: vision(workload, manifest),
         program: PROGRAM_BYTES,
+    };
+    match cell.memory.residency {
+        None => estimate,
+        Some(residency) => of_pack(estimate, residency, cell.memory.budget_bytes, pack_weights),
     }
+}
+
+/// A pack's kernels compute on the weights as they are stored, so its loader decides how many are in memory.
+fn of_pack(estimate: MemoryEstimate, residency: Residency, budget: Option<u64>, weights: u64) -> MemoryEstimate {
+    let without = MemoryEstimate { weights: 0, experts: 0, ..estimate };
+    let held = match (residency, budget) {
+        (Residency::Resident, _) | (Residency::Stream | Residency::Experts, None) => weights,
+        // Pages of files give way to whatever needs memory.
+        (Residency::Mapped, _) => 0,
+        (Residency::Stream | Residency::Experts, Some(budget)) => budget.saturating_sub(without.total()).min(weights),
+    };
+    MemoryEstimate { weights: held, ..without }
 }
 
 /// Bytes of memory for a byte of a package's weights, as measured (`docs/measurements/memory-estimate`): kernels prepack,

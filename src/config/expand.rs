@@ -6,8 +6,8 @@ use super::Excluded;
 use super::axes::{Axis, Point};
 use super::check::{Checked, Model};
 use super::problem::Problem;
-use super::{paths, plans};
-use crate::cell::{Cell, CellId, ModelRef, Workload};
+use super::{memory, paths, plans};
+use crate::cell::{Cell, CellId, MemoryAmount, MemoryPlan, ModelRef, Workload};
 use crate::digest;
 
 /// More cells than anybody runs: a slip in an axis.
@@ -26,31 +26,33 @@ pub struct Expanded {
 
 /// The cells, and what the rules dropped.
 pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
-    let mut points = Vec::new();
+    let mut points: Vec<(Point, usize)> = Vec::new();
     let mut seen = BTreeSet::new();
-    for axes in std::iter::once(&file.matrix).chain(&file.include) {
-        let axes = axes.or(&file.matrix);
+    let products: Vec<_> =
+        std::iter::once(&file.matrix).chain(&file.include).map(|axes| axes.or(&file.matrix)).collect();
+    for (product, axes) in products.iter().enumerate() {
         let count = axes.count();
         if count.saturating_add(points.len()) > MAX_CELLS {
             let message = format!("the matrix has more than {MAX_CELLS} cells");
             return Err(vec![Problem { at: None, message }]);
         }
-        points.extend(axes.points().into_iter().filter(|point| seen.insert(*point)));
+        let new = axes.points().into_iter().filter(|point| seen.insert(*point));
+        points.extend(new.map(|point| (point, product)));
     }
     let mut problems = Vec::new();
     for rule in &file.exclude {
-        if !points.iter().any(|point| rule.axes.matches(point)) {
+        if !points.iter().any(|(point, _)| rule.axes.matches(point)) {
             problems.push(Problem::at(rule.at, "this rule of `exclude` matches no cell"));
         }
     }
     for rule in &file.overrides {
-        if !points.iter().any(|point| rule.when.matches(point)) {
+        if !points.iter().any(|(point, _)| rule.when.matches(point)) {
             problems.push(Problem::at(rule.at, "this rule of `overrides` matches no cell"));
         }
     }
     let (mut cells, mut excluded) = (Vec::new(), Vec::new());
-    for point in &points {
-        let cell = file.cell(point);
+    for (point, product) in &points {
+        let mut cell = file.cell(point);
         let rule = file.exclude.iter().find(|rule| rule.axes.matches(point));
         let reason = match rule {
             Some(rule) => {
@@ -60,7 +62,15 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
         };
         match reason {
             Some(reason) => excluded.push(Excluded { id: cell.id, reason }),
-            None => cells.push((*point, cell)),
+            None => {
+                match memory::plan(point, &cell.model) {
+                    Ok(plan) => cell.memory = plan,
+                    Err((axis, message)) => {
+                        problems.extend(products[*product].place(axis).map(|at| Problem::at(at, message)))
+                    }
+                }
+                cells.push((*point, cell));
+            }
         }
     }
     if cells.is_empty() && problems.is_empty() {
@@ -105,6 +115,7 @@ impl Checked {
             categories: self.categories.clone(),
             measurement: self.measurement.clone(),
             strict_placement: self.strict_placement,
+            memory: MemoryPlan::default(),
             accuracy: None,
         };
         // Later rules win.
@@ -131,15 +142,27 @@ pub fn id(model: &str, backend: &str, point: &Point) -> CellId {
     let [threads, batch] = [Axis::Threads, Axis::Batch].map(|axis| point.on(axis));
     let [prompt_tokens, generate_tokens] = [Axis::PromptTokens, Axis::GenerateTokens].map(|axis| point.on(axis));
     let picture = image.map_or(String::new(), |size| format!("-i{size}"));
+    let (mut memory, mut memory_fields) = (String::new(), String::new());
+    if let Some(residency) = point.residency() {
+        memory += &format!("-{residency}");
+        memory_fields += &format!("residency={residency}\n");
+    }
+    for (axis, letter) in [(Axis::MemoryBudget, 'm'), (Axis::MemoryLimit, 'l')] {
+        let amount = point.memory(axis);
+        if amount != MemoryAmount::None {
+            memory += &format!("-{letter}{amount}").replace('%', "pc");
+            memory_fields += &format!("{}={amount}\n", axis.name());
+        }
+    }
     let axes = format!(
-        "{model}-{precision}-{flavour}-{backend}-t{threads}-b{batch}{picture}-p{prompt_tokens}-g{generate_tokens}"
+        "{model}-{precision}-{flavour}-{backend}-t{threads}{memory}-b{batch}{picture}-p{prompt_tokens}-g{generate_tokens}"
     );
-    // Names may hold dashes, so the hash is taken over separated fields. A cell without an image has none of them: its
-    // id is older than the axis.
+    // Names may hold dashes, so the hash is taken over separated fields. A cell without an image, or of which nothing is
+    // said of memory, has none of those: its id is older than the axes.
     let picture = image.map_or(String::new(), |size| format!("image={size}\n"));
     let fields = format!(
         "model={model}\nbackend={backend}\nprecision={precision}\nflavour={flavour}\nthreads={threads}\n\
-         batch={batch}\n{picture}prompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
+         {memory_fields}batch={batch}\n{picture}prompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
     );
     CellId(format!("{axes}-{}", &digest::sha256(fields)[..6]))
 }

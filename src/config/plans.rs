@@ -17,7 +17,15 @@ use crate::error::Error;
 use crate::tasks::{Description, Kind, TaskSet};
 
 /// Axes on which answers do not depend: a reference serves all their values.
-const FREE: [Axis; 4] = [Axis::Batch, Axis::Image, Axis::PromptTokens, Axis::GenerateTokens];
+const FREE: [Axis; 7] = [
+    Axis::Residency,
+    Axis::MemoryBudget,
+    Axis::MemoryLimit,
+    Axis::Batch,
+    Axis::Image,
+    Axis::PromptTokens,
+    Axis::GenerateTokens,
+];
 
 /// Gives every cell with the category its plan. A cell that no task is for loses the category, and is excluded where it
 /// has no other; returned are the cells that lost it and stay.

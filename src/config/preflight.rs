@@ -2,6 +2,7 @@
 
 use crate::cell::{Cell, Status};
 use crate::config::estimate::{self, MemoryEstimate};
+use crate::config::memory;
 use crate::error::{Error, Result};
 use crate::package::Package;
 use crate::runtime::catalog::{self, Library};
@@ -36,13 +37,19 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
     let package = Package::open(&cell.model.package).map_err(|error| Skip::of(Status::Failed, &error))?;
     fits(cell, &package).map_err(|error| Skip::of(Status::Unsupported, &error))?;
     let library = catalog::find(&cell.backend.runtime).map_err(|error| Skip::of(Status::Unsupported, &error))?;
-    let memory = estimate::memory(cell, &package.manifest);
-    if let Some(limit) = memory_limit.filter(|&limit| memory.total() > limit) {
+    let pack_weights = match cell.memory.residency {
+        Some(_) => memory::weights_bytes(&package).map_err(|error| Skip::of(Status::Failed, &error))?,
+        None => 0,
+    };
+    let memory = estimate::memory(cell, &package.manifest, pack_weights);
+    // A cell under a limit of its own takes no more than that: whether it manages with it is what is measured.
+    let needed = cell.memory.limit_bytes.map_or(memory.total(), |limit| memory.total().min(limit));
+    if let Some(limit) = memory_limit.filter(|&limit| needed > limit) {
         return Err(Skip {
             status: Status::OutOfMemory,
             reason: format!(
                 "the cell needs about {} ({}), and a process may use {} now",
-                units::bytes(memory.total()),
+                units::bytes(needed),
                 memory.parts(),
                 units::bytes(limit)
             ),
@@ -60,6 +67,13 @@ impl Skip {
 
 fn fits(cell: &Cell, package: &Package) -> Result<()> {
     package.expect(cell.precision, cell.flavour)?;
+    // The matrix file is checked before the packages are there, and they may change until the cell runs.
+    let pack = memory::is_pack(&cell.model.package);
+    if pack != cell.memory.residency.is_some() {
+        let (found, asked) = if pack { ("a pack", "one that is none") } else { ("no pack", "one") };
+        let message = format!("the package `{}` is {found}, the cell asks for {asked}", package.root.display());
+        return Err(Error::unsupported(message).hint("make packs first (`ortbench pack`), then start a new run"));
+    }
     let manifest = &package.manifest;
     package.text_tokens(&cell.workload)?;
     let tokens = u64::from(cell.workload.prompt_tokens) + u64::from(cell.workload.generate_tokens);

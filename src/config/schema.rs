@@ -20,6 +20,8 @@ fn item(axis: Axis) -> Value {
         Values::Words(words) => json!({"enum": words}),
         Values::Counts(maximum) => json!({"type": "integer", "minimum": 1, "maximum": maximum}),
         Values::Images => json!({"type": "string", "pattern": "^(none|[1-9][0-9]*x[1-9][0-9]*)$"}),
+        Values::Budgets => json!({"type": "string", "pattern": "^(none|[0-9.]+ *([KMGT]iB|%))$"}),
+        Values::Limits => json!({"type": "string", "pattern": "^(none|budget|[0-9.]+ *[KMGT]iB)$"}),
     }
 }
 

@@ -204,3 +204,5 @@ fn words_keep_their_spelling() {
     let options: Vec<_> = ov.backend.options.values().map(String::as_str).collect();
     assert_eq!(options, ["on", "1.50", "0x10", "7"]);
 }
+
+mod memory;

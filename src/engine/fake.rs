@@ -20,8 +20,8 @@ use std::time::Duration;
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::cell::{
-    Backend, Category, Cell, CellId, Flavour, MeasurementPlan, ModelRef, Precision, PromptSource, ProviderKind,
-    RuntimeRef, Status, Workload,
+    Backend, Category, Cell, CellId, Flavour, MeasurementPlan, MemoryPlan, ModelRef, Precision, PromptSource,
+    ProviderKind, RuntimeRef, Status, Workload,
 };
 use crate::metrics::{self, FACTS, FactKind, SERIES};
 use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
@@ -272,6 +272,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
             quick: false,
         },
         strict_placement: false,
+        memory: MemoryPlan::default(),
         accuracy: None,
     }
 }

@@ -26,13 +26,15 @@ const SHOWN: [(&str, &str); 9] = [
 
 const WIDTH: usize = 110;
 
-/// True when two cells are arms of one comparison: everything but backend and flavour is equal. The flavour belongs to
-/// the arm, because a provider without contrib kernels needs its own. So does what is asked for its accuracy: an arm of
+/// True when two cells are arms of one comparison: everything but backend, flavour, residency and budget is equal. The flavour belongs to
+/// the arm, because a provider without contrib kernels needs its own; how weights are kept in the same memory is what is
+/// compared. So does what is asked for its accuracy: an arm of
 /// which accuracy is not asked, or which has another reference, is as fast as it is.
 pub fn same_configuration(a: &Cell, b: &Cell) -> bool {
     a.model.name == b.model.name
         && a.precision == b.precision
         && a.threads == b.threads
+        && a.memory.limit_bytes == b.memory.limit_bytes
         && a.workload == b.workload
         && but_accuracy(a).eq(but_accuracy(b))
         && a.measurement == b.measurement
@@ -191,20 +193,31 @@ fn heading(group: &[&Outcome]) -> String {
         heading.push_str(&format!(" · image {size}"));
     }
     heading.push_str(&format!(" · {} prompt tokens · {} generated", work.prompt_tokens, work.generate_tokens));
+    if let Some(limit) = cell.memory.limit_bytes {
+        heading.push_str(&format!(" · limited to {}", units::bytes(limit)));
+    }
     if cell.measurement.quick {
         heading.push_str(" · quick profile");
     }
     heading
 }
 
-/// The backend's name, with the flavour where the group has several.
+/// The backend's name, with the flavour, the residency and the budget where the group has several.
 fn label(outcome: &Outcome, group: &[&Outcome]) -> String {
     let cell = &outcome.cell;
-    if group.iter().all(|other| other.cell.flavour == cell.flavour) {
-        cell.backend.name.clone()
-    } else {
-        format!("{} {}", cell.backend.name, cell.flavour)
+    let mut label = cell.backend.name.clone();
+    if group.iter().any(|other| other.cell.flavour != cell.flavour) {
+        label.push_str(&format!(" {}", cell.flavour));
     }
+    if let Some(residency) = cell.memory.residency
+        && group.iter().any(|other| other.cell.memory.residency != cell.memory.residency)
+    {
+        label.push_str(&format!(" {residency}"));
+    }
+    if group.iter().any(|other| other.cell.memory.budget_bytes != cell.memory.budget_bytes) {
+        label.push_str(&cell.memory.budget_bytes.map_or(" no budget".to_owned(), |b| format!(" {}", units::bytes(b))));
+    }
+    label
 }
 
 /// The label above the arm's figures. No one is to take the speed of an arm with wrong answers for a win.

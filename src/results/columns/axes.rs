@@ -87,6 +87,24 @@ fn settings() -> Vec<Column> {
         column("threads", Kind::Integer, "Threads of one operator (intra-op).", |row| {
             Some(row.outcome.cell.threads.into())
         }),
+        column(
+            "residency",
+            Kind::Text,
+            "Where the weights of a pack live: `resident`, `mapped`, `stream` or `experts`; empty for an ordinary package.",
+            |row| Some(row.outcome.cell.memory.residency?.name().into()),
+        ),
+        column(
+            "memory_budget_bytes",
+            Kind::Integer,
+            "What the process of a pack may hold in all, by the loader's own account; empty without a budget.",
+            |row| Some(row.outcome.cell.memory.budget_bytes?.into()),
+        ),
+        column(
+            "process_memory_limit_bytes",
+            Kind::Integer,
+            "What the kernel lets the process hold, page cache included and without swap; empty without a limit.",
+            |row| Some(row.outcome.cell.memory.limit_bytes?.into()),
+        ),
         column("batch", Kind::Integer, "Sequences in one batch.", |row| Some(row.outcome.cell.workload.batch.into())),
         column(
             "image",

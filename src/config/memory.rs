@@ -1,0 +1,114 @@
+//! The axes of memory: what may stand on them, and what they mean for a cell's package.
+
+use std::fs;
+use std::path::Path;
+
+use serde_yaml::Spanned;
+
+use super::axes::{Axis, Point, Values};
+use super::check::Checker;
+use super::file::AxisEntry;
+use crate::cell::{MemoryAmount, MemoryPlan, ModelRef, Residency};
+use crate::error::{Context, Error, Result};
+use crate::package::Package;
+use crate::package::shards;
+
+impl Checker<'_> {
+    /// An axis of amounts of memory, packed.
+    pub(super) fn amounts(&mut self, axis: &Spanned<AxisEntry>, of: Axis) -> Vec<u32> {
+        self.distinct(axis, of.name(), |text| match (text.parse()?, of.values()) {
+            (MemoryAmount::Budget, Values::Budgets) => {
+                Err("`budget` is a value of `memory_limit`; a budget is a size as `4GiB` or a share as `50%`"
+                    .to_owned())
+            }
+            (MemoryAmount::Hundredths(_), Values::Limits) => {
+                Err(format!("`memory_limit` is `{text}`; it is a size as `4GiB`, `budget` or `none`"))
+            }
+            (amount, _) => Ok(amount.pack()),
+        })
+    }
+}
+
+/// A point's memory. A package that is not there is no mistake of the file: its cells say so when they are to run.
+///
+/// # Errors
+/// The axis at fault, and why.
+pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String)> {
+    let (budget, limit) = (point.memory(Axis::MemoryBudget), point.memory(Axis::MemoryLimit));
+    let pack = is_pack(&model.package);
+    let no_pack = |axis: Axis, what: &str| {
+        let message = format!(
+            "{what} is for a pack, and the package `{}` of `{}` is none; make one of it: `ortbench pack {}`",
+            model.written, model.name, model.written
+        );
+        (axis, message)
+    };
+    if !pack && model.package.is_dir() {
+        if let Some(residency) = point.residency() {
+            return Err(no_pack(Axis::Residency, &format!("the residency `{residency}`")));
+        }
+        if budget != MemoryAmount::None {
+            return Err(no_pack(Axis::MemoryBudget, "a `memory_budget`"));
+        }
+    }
+    let weights = match budget {
+        MemoryAmount::Hundredths(_) => Package::open(&model.package).and_then(|package| weights_bytes(&package)),
+        _ => Ok(0),
+    };
+    let weights = weights.map_err(|error| {
+        let message = format!("`{budget}` is a share of the weights of `{}`: {}", model.written, error.chain());
+        (Axis::MemoryBudget, message)
+    })?;
+    let budget_bytes = budget.bytes(weights, None);
+    Ok(MemoryPlan {
+        residency: point.residency().or(pack.then_some(Residency::Resident)),
+        budget_bytes,
+        limit_bytes: limit.bytes(weights, budget_bytes),
+    })
+}
+
+/// Whether a package's folder is a pack's.
+pub fn is_pack(folder: &Path) -> bool {
+    folder.join(shards::FILE).is_file()
+}
+
+/// What an index of shards says of sizes.
+#[derive(serde::Deserialize)]
+struct Sizes {
+    files: Vec<SizedFile>,
+    records: Vec<SizedRecord>,
+}
+
+#[derive(serde::Deserialize)]
+struct SizedFile {
+    file: String,
+}
+
+#[derive(serde::Deserialize)]
+struct SizedRecord {
+    stored: u64,
+}
+
+/// Bytes of a package's weights as they are stored: the records of a pack, and the external data of the graphs.
+///
+/// # Errors
+/// An index that cannot be read.
+pub fn weights_bytes(package: &Package) -> Result<u64> {
+    let manifest = &package.manifest;
+    let external = manifest.graphs.iter().flat_map(|graph| &graph.external_data);
+    let files: Vec<_> = external.filter_map(|name| manifest.files.iter().find(|file| file.path == *name)).collect();
+    let path = package.root.join(shards::FILE);
+    if !path.is_file() {
+        return Ok(files.iter().map(|file| file.bytes).fold(0, u64::saturating_add));
+    }
+    let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let index: Sizes = serde_json::from_slice(&text).map_err(|error| {
+        Error::new(format!("`{}` is no index of a pack", path.display()))
+            .because(error)
+            .hint("it was made by another version of this program, or damaged; make the pack again: `ortbench pack`")
+    })?;
+    // What a graph still names as external data and lies in a shard counts once.
+    let apart = files.iter().filter(|file| index.files.iter().all(|shard| shard.file != file.path));
+    let records = index.records.iter().map(|record| record.stored);
+    Ok(apart.map(|file| file.bytes).chain(records).fold(0, u64::saturating_add))
+}

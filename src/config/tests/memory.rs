@@ -1,0 +1,126 @@
+//! The axes `residency`, `memory_budget` and `memory_limit`.
+
+use std::fs;
+use std::path::Path;
+
+use super::{error, load_text};
+use crate::cell::{MemoryPlan, Residency};
+use crate::config::{Matrix, load};
+use crate::package::shards;
+
+/// A file with one model at this package and these lines among the axes.
+fn text(package: &Path, axes: &str) -> String {
+    format!(
+        "version: 1\nname: x\nmodels: [{{name: m, package: '{}'}}]\n\
+         backends: [{{name: c, runtime: cpu, provider: cpu}}]\n\
+         matrix:\n  model: m\n  backend: c\n  precision: int4\n  threads: 2\n  batch: 1\n  prompt_tokens: 8\n  \
+         generate_tokens: 4\n{axes}",
+        package.display()
+    )
+}
+
+fn pack() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(shards::FILE), "{}").unwrap();
+    folder
+}
+
+fn plans(matrix: &Matrix) -> Vec<(Option<Residency>, Option<u64>, Option<u64>)> {
+    let plan = |plan: MemoryPlan| (plan.residency, plan.budget_bytes, plan.limit_bytes);
+    matrix.cells.iter().map(|cell| plan(cell.memory)).collect()
+}
+
+#[test]
+fn amounts_and_residencies_become_a_plan() {
+    let pack = pack();
+    let axes = "  residency: [stream, experts]\n  memory_budget: [none, 1.5GiB]\n  memory_limit: [budget, 4GiB]\n";
+    let matrix = load_text(&text(pack.path(), axes)).unwrap();
+    let (some, four) = (Some(3 << 29), Some(4 << 30));
+    let of = |residency| [(None, None), (None, four), (some, some), (some, four)].map(|(b, l)| (Some(residency), b, l));
+    assert_eq!(plans(&matrix), [of(Residency::Stream), of(Residency::Experts)].concat());
+    let ids: Vec<_> = matrix.cells.iter().map(|cell| cell.id.0.as_str()).collect();
+    assert!(ids[0].starts_with("m-int4-fused-c-t2-stream-lbudget-b1-p8-g4-"), "{}", ids[0]);
+    assert!(ids[7].starts_with("m-int4-fused-c-t2-experts-m1536MiB-l4GiB-b1-p8-g4-"), "{}", ids[7]);
+}
+
+#[test]
+fn a_pack_is_resident_and_a_package_is_not_asked() {
+    let (folder, pack) = (tempfile::tempdir().unwrap(), pack());
+    assert_eq!(plans(&load_text(&text(pack.path(), "")).unwrap()), [(Some(Residency::Resident), None, None)]);
+    assert_eq!(plans(&load_text(&text(folder.path(), "")).unwrap()), [(None, None, None)]);
+    let limited = load_text(&text(folder.path(), "  memory_limit: 1GiB\n")).unwrap();
+    assert_eq!(plans(&limited), [(None, None, Some(1 << 30))]);
+}
+
+#[test]
+fn mistakes_stand_at_their_axis() {
+    let (folder, pack) = (tempfile::tempdir().unwrap(), pack());
+    let wrong = |folder: &Path, axes: &str| error(&text(folder, axes));
+    let message = wrong(folder.path(), "  residency: [none, experts]\n");
+    assert!(message.contains("b.yaml:13:14: the residency `experts` is for a pack"), "{message}");
+    assert!(message.contains("`ortbench pack "), "{message}");
+    let message = wrong(folder.path(), "  memory_budget: 1GiB\n");
+    assert!(message.contains("b.yaml:13:18: a `memory_budget` is for a pack"), "{message}");
+    let message = wrong(pack.path(), "  residency: expert\n");
+    assert!(message.contains("unknown residency `expert`; did you mean `experts`"), "{message}");
+    let message = wrong(pack.path(), "  memory_budget: [4GB, budget]\n");
+    assert!(message.contains("`4GB` is no amount of memory: its unit is KiB"), "{message}");
+    assert!(message.contains("`budget` is a value of `memory_limit`"), "{message}");
+    let message = wrong(pack.path(), "  memory_limit: 50%\n");
+    assert!(message.contains("`memory_limit` is `50%`; it is a size"), "{message}");
+    let message = wrong(pack.path(), "  memory_budget: [1.5GiB, 1536MiB]\n");
+    assert!(message.contains("`1536MiB` stands twice"), "{message}");
+    let message = wrong(pack.path(), "  residency: stream\n  memory_budget: 50%\n");
+    assert!(message.contains("`50%` is a share of the weights of"), "{message}");
+}
+
+#[test]
+fn a_share_is_of_the_packs_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/packages/qwen3-tiny/int4-fused");
+    if !package.is_dir() {
+        eprintln!("skipped: `{}` is not there", package.display());
+        return;
+    }
+    for entry in fs::read_dir(&package).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let record = |name: &str, stored: u64| {
+        serde_json::json!({
+            "name": name, "file": 0, "offset": 0, "stored": stored, "bytes": stored, "hash": "0",
+            "kind": "tensor", "data_type": 1, "dims": [stored / 4],
+        })
+    };
+    // Names no file of the manifest, so the external data counts beside the records.
+    let index = serde_json::json!({
+        "format": shards::FORMAT, "form": "operators",
+        "made": {"layout": "x", "architecture": "x86_64", "program": "0", "source": "0"},
+        "files": [{"file": "shards.bin", "bytes": 8192}], "segments": [],
+        "records": [record("a", 4000), record("b", 6000)],
+    });
+    fs::write(folder.path().join(shards::FILE), index.to_string()).unwrap();
+    let opened = crate::package::Package::open(folder.path()).unwrap();
+    let weights = crate::config::memory::weights_bytes(&opened).unwrap();
+    assert!(weights > 10_000, "{weights}");
+    let axes = "  residency: stream\n  memory_budget: 50%\n  memory_limit: budget\n";
+    let matrix = load_text(&text(folder.path(), axes)).unwrap();
+    assert_eq!(plans(&matrix), [(Some(Residency::Stream), Some(weights / 2), Some(weights / 2))]);
+    assert!(matrix.cells[0].id.0.contains("-m50pc-lbudget-"), "{}", matrix.cells[0].id);
+}
+
+#[test]
+fn ids_and_cells_of_files_without_these_axes_are_what_they_were() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for name in ["benchmarks.yaml", "benchmarks-full-shape.yaml"] {
+        let matrix = load(&root.join(name)).unwrap();
+        assert!(matrix.cells.iter().all(|cell| !serde_json::to_string(cell).unwrap().contains("\"memory\":{")));
+        let ids: Vec<_> = matrix.cells.iter().map(|cell| cell.id.0.as_str()).collect();
+        // The digest of the ids as they were before the axes of memory.
+        let expected = match name {
+            "benchmarks.yaml" => "be8853a6ff59f9bf",
+            _ => "58f85cdce6e38a0f",
+        };
+        assert_eq!(crate::digest::sha256(ids.join("\n"))[..16], *expected, "{name}");
+    }
+}
