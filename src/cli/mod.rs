@@ -11,6 +11,7 @@ mod compare;
 mod doctor;
 mod doctor_gpu;
 mod generate;
+mod pack;
 mod plan;
 mod run;
 mod runtime;
@@ -39,6 +40,8 @@ pub enum Command {
     Compare(compare::Args),
     /// Let a model answer a prompt.
     Generate(generate::Args),
+    /// Turn a package into a pack, whose weights are read when they are needed: for models larger than memory.
+    Pack(pack::Args),
     /// Say which runtimes, providers, meters and limits this machine has, and what adds the missing ones.
     Doctor(doctor::Args),
     /// Install or list builds of ONNX Runtime.
@@ -64,6 +67,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Pack(args) => pack::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Columns(args) => columns::run(args),

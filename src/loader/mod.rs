@@ -3,6 +3,7 @@
 //! `pack/` turns a package into a pack; `kernels/` computes on packed weights; `pager/` keeps records in memory under
 //! a budget and reads the others ahead; `operators.rs` gives both to ONNX Runtime.
 
+pub mod codec;
 pub mod kernels;
 pub mod pack;
 pub mod pager;

@@ -81,8 +81,9 @@ pub(super) fn open(root: &Path) -> Result<Package> {
         .port(PortRole::PastKey)
         .map(|port| port.dtype)
         .ok_or_else(|| Error::unsupported("its graph has no key/value cache"))?;
-    let fused = graph.node.iter().any(|node| node.op_type == "GroupQueryAttention");
+    let fused = graph.node.iter().any(|node| node.op_type() == "GroupQueryAttention");
     let manifest = Manifest {
+        pack: None,
         format: FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
         model: Model {
@@ -120,7 +121,7 @@ pub(super) fn open(root: &Path) -> Result<Package> {
             activations: if cache_dtype == Dtype::Float16 { Precision::Fp16 } else { Precision::Fp32 },
         },
         flavour: if fused { Flavour::Fused } else { Flavour::Plain },
-        opsets: opsets.into_iter().map(|set| (set.domain, set.version.max(0) as u32)).collect(),
+        opsets: opsets.into_iter().map(|set| (set.domain().to_owned(), set.version().max(0) as u32)).collect(),
         cache: Cache {
             dtype: cache_dtype,
             bytes_per_token: 2
@@ -218,7 +219,7 @@ impl Ports<'_> {
         values
             .iter()
             .map(|value| {
-                let name = value.name.clone();
+                let name = value.name().to_owned();
                 let unknown = || Error::unsupported(format!("its graph has the tensor `{name}`, of no known purpose"));
                 let (role, layer) = *known.get(&name).ok_or_else(unknown)?;
                 let dtype = value.dtype().ok_or_else(|| {
@@ -251,7 +252,7 @@ impl WeightCount {
     /// Counts each initializer by the nodes that use it: a product reads all of it, a look-up one row.
     fn of(graph: &GraphProto) -> Self {
         let initializers: HashMap<&str, &TensorProto> =
-            graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+            graph.initializer.iter().map(|tensor| (tensor.name(), tensor)).collect();
         let mut count = Self {
             parameters: 0,
             multiplied: 0,
@@ -264,13 +265,13 @@ impl WeightCount {
         let mut seen = BTreeSet::new();
         // Products first: a table that is both looked up and multiplied (tied weights) is read whole.
         let (products, others): (Vec<&NodeProto>, Vec<_>) =
-            graph.node.iter().partition(|node| node.op_type.starts_with("MatMul") || node.op_type == "Gemm");
+            graph.node.iter().partition(|node| node.op_type().starts_with("MatMul") || node.op_type() == "Gemm");
         for node in products {
             let weights = match (node.int("N"), node.int("K")) {
                 (Some(n), Some(k)) => (n * k) as u64,
                 _ => node.input.get(1).and_then(|name| initializers.get(name.as_str())).map_or(0, |t| t.elements()),
             };
-            if node.name.contains("gate_proj") {
+            if node.name().contains("gate_proj") {
                 count.intermediate_size = node.int("N").unwrap_or(0) as u64;
             }
             count.multiplied += weights;
@@ -279,7 +280,7 @@ impl WeightCount {
                 count.block_size = node.int("block_size").map(|size| size as u32);
                 count.accuracy_level = node.int("accuracy_level").map(|level| level as u32);
             } else if let Some(tensor) = node.input.get(1).and_then(|name| initializers.get(name.as_str()))
-                && tensor.data_type == 10
+                && tensor.data_type() == 10
                 && count.precision == Precision::Fp32
             {
                 count.precision = Precision::Fp16;
@@ -298,9 +299,9 @@ impl WeightCount {
             }
         }
         for node in others {
-            let table = node.op_type.starts_with("Gather");
+            let table = node.op_type().starts_with("Gather");
             // The rotary caches are constants of the architecture, one row of which is read: not weights.
-            let rotary = node.op_type == "GroupQueryAttention" || node.op_type == "RotaryEmbedding";
+            let rotary = node.op_type() == "GroupQueryAttention" || node.op_type() == "RotaryEmbedding";
             for name in node.input.iter().filter(|_| !rotary) {
                 let Some(tensor) = initializers.get(name.as_str()) else { continue };
                 if !seen.insert(name.clone()) {
@@ -309,7 +310,7 @@ impl WeightCount {
                 let rows = tensor.dims.first().map_or(1, |&rows| rows.max(1) as u64);
                 count.bytes_per_token += if table { tensor.bytes() / rows } else { tensor.bytes() };
                 // Shapes and axes are integers, weights are not.
-                if tensor.data_type != 7 && tensor.data_type != 6 {
+                if tensor.data_type() != 7 && tensor.data_type() != 6 {
                     count.parameters += tensor.elements();
                 }
             }

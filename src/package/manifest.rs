@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cell::{Dtype, Flavour, Precision};
 use crate::error::{Context, Error, Result};
 use crate::package::Image;
+use crate::package::shards::Form;
 
 /// The value of `format`.
 pub const FORMAT: &str = "ortbench-package";
@@ -57,6 +58,9 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// What wrote the package.
     pub exporter: Exporter,
+    /// Of a pack: where its large weights are, since they are not in its graphs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack: Option<Pack>,
 }
 
 impl Manifest {
@@ -102,7 +106,8 @@ impl Manifest {
         self.check_images()?;
         let listed = |file: &String| self.files.iter().any(|entry| entry.path == *file);
         let named = self.graphs.iter().flat_map(|graph| std::iter::once(&graph.file).chain(&graph.external_data));
-        for file in named.chain(&self.tokenizer).chain(&self.chat_template) {
+        let index = self.pack.as_ref().map(|pack| &pack.index);
+        for file in named.chain(&self.tokenizer).chain(&self.chat_template).chain(index) {
             if !listed(file) {
                 let message = format!("its manifest.json uses `{file}` but does not list it in `files`");
                 return Err(Error::new(message).hint(EXPORT_AGAIN));
@@ -110,6 +115,17 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// What makes a package a pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pack {
+    /// The index of shards.
+    pub index: String,
+    /// How the decoder graph takes its weights. With [`Form::Inputs`] there is no whole decoder graph: its `file` is
+    /// the index, which names the graph's segments.
+    pub form: Form,
 }
 
 /// Identity and origin of the weights.
@@ -207,7 +223,7 @@ pub struct PrecisionDetail {
 pub struct Graph {
     /// What it is for.
     pub role: GraphRole,
-    /// The ONNX file.
+    /// The ONNX file; of a pack whose segments take weights as inputs, the index of its segments.
     pub file: String,
     /// Its weights.
     pub external_data: Vec<String>,

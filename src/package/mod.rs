@@ -156,6 +156,20 @@ impl Package {
         tokens.eos.iter().copied().chain(tokens.pad).chain(tokens.bos).chain(image.into_iter().flatten()).collect()
     }
 
+    /// The index of the shards, of a package that is a pack.
+    ///
+    /// # Errors
+    /// An index that contradicts itself, its folder or the manifest, or was made for another machine.
+    pub fn shards(&self) -> Result<Option<shards::ShardIndex>> {
+        let Some(pack) = &self.manifest.pack else { return Ok(None) };
+        let index = shards::ShardIndex::read(&self.root)?;
+        if index.form != pack.form {
+            return Err(Error::new(format!("the manifest and the index of `{}` differ", self.root.display()))
+                .hint(shards::PACK_AGAIN));
+        }
+        Ok(Some(index))
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.manifest.files.iter().map(|file| file.bytes).sum()

@@ -3,7 +3,13 @@
 //! A pack is written by `ortbench pack` and read by the loader. Its records stand in the order in which one pass of
 //! the model uses them; each is one contiguous, aligned run of bytes, read, checked and dropped as a whole.
 
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Component, Path};
+
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Result};
 
 /// The index's file in the pack's folder.
 pub const FILE: &str = "shards.json";
@@ -31,6 +37,114 @@ pub struct ShardIndex {
     pub segments: Vec<Segment>,
     /// Every record, in the order in which one pass of the model uses them; the experts of a layer by number.
     pub records: Vec<Record>,
+}
+
+/// What helps against an index that cannot be used.
+pub(super) const PACK_AGAIN: &str = "pack it again: `ortbench pack PACKAGE --output FOLDER`";
+
+impl ShardIndex {
+    /// Reads a pack's index and checks that it can be used on this machine: its version and architecture, records
+    /// that lie in order within their files without overlapping, segments that have all of them, files that are there
+    /// at their sizes. The records' bytes are checked when they are read.
+    ///
+    /// # Errors
+    /// An index that contradicts itself, its folder, or this machine.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let index = Self::parse(folder)?;
+        for file in &index.files {
+            let path = folder.join(&file.file);
+            let size = fs::metadata(&path).with_context(|| format!("cannot find the shard `{}`", path.display()));
+            let size = size.map_err(|error| error.hint(PACK_AGAIN))?.len();
+            if size != file.bytes {
+                let message = format!("`{}` has {size} bytes, its index says {}", path.display(), file.bytes);
+                return Err(Error::new(message).hint(PACK_AGAIN));
+            }
+        }
+        Ok(index)
+    }
+
+    /// The same without a look at the shards' files.
+    ///
+    /// # Errors
+    /// An index that contradicts itself or this machine.
+    pub fn parse(folder: &Path) -> Result<Self> {
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let path = folder.join(FILE);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let failed = || format!("cannot use the index `{}`", path.display());
+        let head: Head = serde_json::from_slice(&bytes).with_context(failed)?;
+        if head.format != FORMAT {
+            let cause = format!("its format is {}, this program reads {FORMAT}", head.format);
+            return Err(Error::new(failed()).because(Error::new(cause)).hint(PACK_AGAIN));
+        }
+        let index: Self =
+            serde_json::from_slice(&bytes).with_context(failed).map_err(|error| error.hint(PACK_AGAIN))?;
+        index.check().map_err(|cause| Error::new(failed()).because(Error::new(cause)).hint(PACK_AGAIN))?;
+        Ok(index)
+    }
+
+    /// Refuses a pack whose matrices are laid out for other kernels.
+    ///
+    /// # Errors
+    /// Another layout, where there are packed matrices at all.
+    pub fn expect_layout(&self, layout: &str) -> Result<()> {
+        if self.made.layout == layout || !self.records.iter().any(|record| record.what.is_packed()) {
+            return Ok(());
+        }
+        let found = &self.made.layout;
+        Err(Error::new(format!("the pack's weights are laid out as `{found}`, this program computes on `{layout}`"))
+            .hint(PACK_AGAIN))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let here = std::env::consts::ARCH;
+        if self.form == Form::Operators && self.made.architecture != here {
+            return Err(format!("it was made for the architecture {}, this machine is {here}", self.made.architecture));
+        }
+        for path in self.files.iter().map(|file| &file.file).chain(self.segments.iter().map(|segment| &segment.file)) {
+            let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+            if path.is_empty() || !inside {
+                return Err(format!("it names `{path}`, which leads out of the pack"));
+            }
+        }
+        let mut names = HashSet::new();
+        let mut end = (0, 0);
+        for record in &self.records {
+            let name = &record.name;
+            if !names.insert(name) {
+                return Err(format!("two records have the name `{name}`"));
+            }
+            record.check().map_err(|cause| format!("the record `{name}` {cause}"))?;
+            let Some(file) = self.files.get(record.file) else {
+                return Err(format!("the record `{name}` lies in a file that is not listed"));
+            };
+            let last = record.offset.checked_add(record.stored).filter(|last| *last <= file.bytes);
+            let Some(last) = last else {
+                return Err(format!("the record `{name}` lies beyond the end of `{}`", file.file));
+            };
+            if (record.file, record.offset) < end {
+                return Err(format!("the record `{name}` overlaps the one before it, or is out of order"));
+            }
+            end = (record.file, last);
+        }
+        self.check_segments()
+    }
+
+    fn check_segments(&self) -> Result<(), String> {
+        let mut next = 0;
+        for segment in &self.segments {
+            let end = segment.first_record.checked_add(segment.records);
+            if segment.first_record != next || end.is_none_or(|end| end > self.records.len()) {
+                return Err(format!("the segment `{}` has records of another one, or none that exist", segment.file));
+            }
+            next += segment.records;
+        }
+        if next == self.records.len() { Ok(()) } else { Err("some records belong to no segment".to_owned()) }
+    }
 }
 
 /// How a pack's graph takes the weights that lie in shards.
@@ -108,8 +222,30 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
     /// What the bytes are.
-    #[serde(flatten)]
     pub what: What,
+}
+
+impl Record {
+    fn check(&self) -> Result<(), &'static str> {
+        if !self.offset.is_multiple_of(ALIGNMENT) {
+            return Err("starts at an offset that is not aligned");
+        }
+        if self.codec == Codec::None && self.stored != self.bytes {
+            return Err("is stored as it is and has two lengths");
+        }
+        if self.hash.len() != 16 || !self.hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err("has a hash that is none");
+        }
+        if let What::Tensor { data_type, dims } = &self.what {
+            let elements = dims.iter().try_fold(1_u64, |product, size| product.checked_mul(*size));
+            let bits = super::onnx::element_bits(*data_type);
+            let bytes = elements.zip(bits).and_then(|(elements, bits)| Some(elements.checked_mul(bits)?.div_ceil(8)));
+            if bytes != Some(self.bytes) {
+                return Err("has another length than its shape");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How a record's bytes are stored. All are lossless.
@@ -137,7 +273,7 @@ impl Codec {
 
 /// What a record's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum What {
     /// A block-wise quantized matrix of `MatMulNBits`.
     Matrix {
@@ -163,6 +299,13 @@ pub enum What {
         /// Its dimensions.
         dims: Vec<u64>,
     },
+}
+
+impl What {
+    /// Whether the bytes are in the order of this program's kernels, rather than ONNX's.
+    pub fn is_packed(&self) -> bool {
+        matches!(self, Self::Matrix { .. } | Self::Expert { .. })
+    }
 }
 
 /// The shape of a block-wise quantized matrix, `rows` × `columns` (ONNX's N × K).

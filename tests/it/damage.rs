@@ -52,15 +52,15 @@ fn write(folder: &Path, damage: Damage) {
     let data = folder.join("model.onnx.data");
     let mut bytes = fs::read(&data).expect("weights");
     let mut damaged = 0;
-    for tensor in graph.initializer.iter().filter(|tensor| tensor.name.contains("_proj.")) {
+    for tensor in graph.initializer.iter().filter(|tensor| tensor.name().contains("_proj.")) {
         let number = |key: &str| -> usize {
-            let entry = tensor.external_data.iter().find(|entry| entry.key == key).expect("outside the graph");
-            entry.value.parse().expect("a number")
+            let entry = tensor.external_data.iter().find(|entry| entry.key() == key).expect("outside the graph");
+            entry.value().parse().expect("a number")
         };
         let range = number("offset")..number("offset") + number("length");
         let mut weights: Vec<f32> =
             bytes[range.clone()].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        damage(&tensor.name, &mut weights);
+        damage(tensor.name(), &mut weights);
         bytes.splice(range, weights.iter().flat_map(|weight| weight.to_le_bytes()));
         damaged += 1;
     }
