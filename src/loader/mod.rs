@@ -1,9 +1,10 @@
 //! Where weights live when memory is short: packs on disk, what of them is in memory, and what is read ahead of use.
 //!
 //! `pack/` turns a package into a pack; `kernels/` computes on packed weights; `pager/` keeps records in memory under
-//! a budget and reads the others ahead; `operators.rs` gives both to ONNX Runtime.
+//! a budget and reads the others ahead, through `io/`; `operators.rs` gives both to ONNX Runtime.
 
 pub mod codec;
+pub mod io;
 pub mod kernels;
 pub mod pack;
 pub mod pager;
