@@ -5,4 +5,5 @@
 
 pub mod kernels;
 pub mod pack;
+pub mod page_cache;
 pub mod pager;
