@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::doctor_gpu as gpu;
 use crate::error::{Context, Error, Result};
+use crate::orchestrator::memory_group::MemoryGroup;
 use crate::probe;
 use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
 use crate::runtime::catalog::{self, PINS};
@@ -184,6 +185,21 @@ fn memory() -> Vec<Finding> {
         });
         findings.push(Finding::good("memory", "for a cell", format!("{} ({group})", units::bytes(bytes))));
     }
+    findings.push(match MemoryGroup::create(1 << 30) {
+        Ok(group) if group.swap_is_off() || limits.swap_bytes == Some(0) => {
+            Finding::good("memory", "limits", "`memory_limit` can be set by a control group, without swap")
+        }
+        Ok(_) => Finding::lack(
+            "memory",
+            "limits",
+            "`memory_limit` can be set by a control group, but swap cannot be switched off for it",
+            "switch swap off while you measure: sudo swapoff -a",
+        ),
+        Err(error) => {
+            let remedy = error.find_hint().unwrap_or_default().to_owned();
+            Finding::lack("memory", "limits", format!("`memory_limit` cannot be set: {}", error.chain()), remedy)
+        }
+    });
     findings.push(if probe::memory::reset_peak() {
         Finding::good("memory", "peak counter", "can be reset before each load")
     } else {

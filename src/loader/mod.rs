@@ -7,4 +7,5 @@ pub mod codec;
 pub mod io;
 pub mod kernels;
 pub mod pack;
+pub mod page_cache;
 pub mod pager;

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::orchestrator::Host;
 use crate::orchestrator::child::{self, Worker};
 use crate::orchestrator::collect::Collector;
+use crate::orchestrator::conditions::Conditions;
 use crate::orchestrator::interrupt::Interrupt;
 use crate::protocol::{Job, PROTOCOL_VERSION, Work};
 
@@ -37,8 +38,8 @@ pub fn measure(
 ) -> Result<(BTreeMap<String, f64>, Option<String>)> {
     let job = Job { protocol: PROTOCOL_VERSION, library, work: Work::Ceilings { threads } };
     let mut collector = Collector::default();
-    let timeout = Duration::from_secs_f64(TIMEOUT_SECONDS);
-    let ended = child::run(worker, &job, log, timeout, interrupt, &mut |line| {
+    let conditions = Conditions::within(Duration::from_secs_f64(TIMEOUT_SECONDS));
+    let ended = child::run(worker, &job, log, &conditions, interrupt, &mut |line| {
         collector.line(line);
     })?;
     Ok(collector.ceilings(&ended, TIMEOUT_SECONDS, log))

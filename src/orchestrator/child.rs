@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::orchestrator::conditions::Conditions;
 use crate::orchestrator::interrupt::Interrupt;
+use crate::orchestrator::memory_group::{GroupUse, MemoryGroup};
 use crate::orchestrator::memory_kills::MemoryKills;
+use crate::probe::memory::Resident;
 use crate::protocol::Job;
 use crate::results::folder::write_error;
 
@@ -60,12 +63,34 @@ pub struct Ended {
     pub seconds: f64,
     /// True when the kernel counted a kill for memory meanwhile.
     pub memory_kill: bool,
+    /// What its control group held, where it had one.
+    pub group: Option<GroupUse>,
+    /// What was seen of its memory, where it was looked at.
+    pub peaks: Option<Peaks>,
+}
+
+/// The largest of the readings of a process's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Peaks {
+    /// Without a file behind it.
+    pub anonymous: u64,
+    /// Mapped files.
+    pub file_backed: u64,
+}
+
+impl Peaks {
+    fn add(&mut self, resident: &Resident) {
+        self.anonymous = self.anonymous.max(resident.anonymous);
+        self.file_backed = self.file_backed.max(resident.file_backed);
+    }
 }
 
 /// A longer line is no message.
 const LONGEST_LINE: u64 = 64 << 20;
 /// How soon a request to end is noticed. Each waking costs the measured process some ten microseconds of one core.
 const WAKING: Duration = Duration::from_millis(250);
+/// The same where the process's memory is looked at each time.
+const SAMPLING: Duration = Duration::from_millis(100);
 /// How long the output of a process that ended may still be held open by one that escaped from its group.
 const DRAINING: Duration = Duration::from_secs(2);
 
@@ -81,12 +106,12 @@ enum Event {
 /// Call it from a thread that outlives the process: the kernel ends a worker with the thread that started it.
 ///
 /// # Errors
-/// A program that cannot be started, a log that cannot be written.
+/// A program that cannot be started, a log that cannot be written, a process that its control group does not take.
 pub fn run(
     worker: &Worker,
     job: &Job,
     log: &Path,
-    timeout: Duration,
+    conditions: &Conditions,
     interrupt: &Interrupt,
     on_line: &mut dyn FnMut(&[u8]),
 ) -> Result<Ended> {
@@ -95,19 +120,29 @@ pub fn run(
     let start = Instant::now();
     let mut child = spawn(worker, log)?;
     prefer_as_victim(&child);
+    // The worker waits for its job, so it has loaded nothing when it enters its group.
+    let entered = conditions.group.as_ref().map_or(Ok(()), |group| group.add(child.id()));
+    if let Err(error) = entered {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
     if let Some(mut stdin) = child.stdin.take() {
         // A worker that ended before it read its job tells why by its end.
         let _ = stdin.write_all(&message);
     }
     let pid = Pid::from_child(&child);
     let events = listen(pid, child.stdout.take());
-    let killed = attend(pid, &events, start + timeout, interrupt, on_line);
+    let mut peaks = conditions.sampled.then(Peaks::default);
+    let killed = attend(pid, &events, start + conditions.timeout, interrupt, peaks.as_mut(), on_line);
     let status =
         child.wait().context("cannot learn how the worker ended").map_err(|error| error.kind(Kind::Environment))?;
     Ok(Ended {
         end: killed.unwrap_or(End::Own(status)),
         seconds: start.elapsed().as_secs_f64(),
         memory_kill: MemoryKills::read().rose_since(&kills),
+        group: conditions.group.as_ref().map(MemoryGroup::usage),
+        peaks: peaks.filter(|peaks| *peaks != Peaks::default()),
     })
 }
 
@@ -175,8 +210,11 @@ fn attend(
     events: &Receiver<Event>,
     deadline: Instant,
     interrupt: &Interrupt,
+    mut peaks: Option<&mut Peaks>,
     on_line: &mut dyn FnMut(&[u8]),
 ) -> Option<End> {
+    let waking = if peaks.is_some() { SAMPLING } else { WAKING };
+    let mut looked = Instant::now();
     let mut killed = None;
     let mut closed = false;
     let mut drained_by: Option<Instant> = None;
@@ -196,12 +234,19 @@ fn attend(
                 kill_group(pid);
             }
         }
+        if let Some(peaks) = peaks.as_mut().filter(|_| drained_by.is_none() && now - looked >= SAMPLING) {
+            looked = now;
+            // A process that just ended has no memory to look at.
+            if let Ok(resident) = Resident::of(pid.as_raw_nonzero().get().unsigned_abs()) {
+                peaks.add(&resident);
+            }
+        }
         let until = match (drained_by, killed) {
             (Some(limit), _) => limit.saturating_duration_since(now),
-            (None, Some(_)) => WAKING,
+            (None, Some(_)) => waking,
             (None, None) => deadline.saturating_duration_since(now),
         };
-        match events.recv_timeout(until.min(WAKING).max(Duration::from_millis(1))) {
+        match events.recv_timeout(until.min(waking).max(Duration::from_millis(1))) {
             Ok(Event::Line(line)) => on_line(&line),
             Ok(Event::Closed) => closed = true,
             Ok(Event::Exited) => {

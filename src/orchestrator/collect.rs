@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::cell::{Category, Cell, Status};
 use crate::metrics;
 use crate::orchestrator::child::{End, Ended};
+use crate::orchestrator::conditions::Conditions;
 use crate::orchestrator::ending;
 use crate::protocol::{FactValue, Message, PROTOCOL_VERSION, TaskResult};
 use crate::results::{JobEnd, Raw, SampleRun, validate, validate_tasks};
@@ -31,6 +32,8 @@ pub struct Collector {
     warnings: Vec<String>,
     phase: Option<String>,
     noise: usize,
+    /// Bytes of the package in the page cache before the start, where it was to be emptied of them.
+    cached_bytes: Option<u64>,
     /// Why the process had no reference to compare with, where the cell has one.
     missing_reference: Option<String>,
     /// The first thing that makes the messages unusable.
@@ -49,6 +52,16 @@ impl Collector {
     /// warning, and no verdict is expected of the process.
     pub fn without_reference(missing: Option<String>) -> Self {
         Self { missing_reference: missing, ..Self::default() }
+    }
+
+    /// Notes under which conditions the process runs.
+    pub fn conditions(&mut self, conditions: &Conditions) {
+        self.warnings.extend_from_slice(&conditions.warnings);
+        self.cached_bytes = conditions.cached_bytes;
+    }
+
+    fn fact(&mut self, name: &str, bytes: Option<u64>) {
+        self.facts.extend(bytes.map(|bytes| (name.to_owned(), bytes.into())));
     }
 
     /// Takes in a line.
@@ -75,6 +88,10 @@ impl Collector {
 
     /// How the job ended, and its samples and items, which are none unless it was measured.
     pub fn finish(mut self, cell: &Cell, category: Category, ended: &Ended, log: &Path) -> (JobEnd, Raw) {
+        self.fact("cold_start_cached_bytes", self.cached_bytes);
+        self.fact("cgroup_peak_bytes", ended.group.and_then(|group| group.peak));
+        self.fact("peak_anon_bytes", ended.peaks.map(|peaks| peaks.anonymous));
+        self.fact("peak_file_bytes", ended.peaks.map(|peaks| peaks.file_backed));
         let (status, reason, hint) = match self.failure(ended, cell.measurement.timeout_seconds, log) {
             Some(failure) => failure,
             None => match self.check(cell, category) {
@@ -186,7 +203,7 @@ impl Collector {
         let phase = self.phase.as_deref();
         match ended.end {
             End::Own(status) => {
-                let ending = ending::describe(status, ended.memory_kill, phase, log);
+                let ending = ending::describe(status, ended.memory_kill, ended.group, phase, log);
                 Some((ending.status, Some(ending.reason), ending.hint))
             }
             End::TimedOut => {

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use crate::cell::Status;
+use crate::orchestrator::memory_group::GroupUse;
+use crate::units;
 
 /// How a process that did not say `Done` or `Failed` ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +32,26 @@ const REFUSED_ALLOCATION: [&str; 6] = [
 ];
 
 /// Says how the process ended. `phase` is the last one that it entered, `memory_kill` whether the kernel counted a kill
-/// for memory meanwhile, `log` what it wrote.
-pub fn describe(status: ExitStatus, memory_kill: bool, phase: Option<&str>, log: &Path) -> Ending {
+/// for memory meanwhile, `group` its control group, `log` what it wrote.
+pub fn describe(
+    status: ExitStatus,
+    memory_kill: bool,
+    group: Option<GroupUse>,
+    phase: Option<&str>,
+    log: &Path,
+) -> Ending {
     let place = phase.map(|phase| format!(" in phase `{phase}`")).unwrap_or_default();
     let tail = last_lines(log);
     let words = tail.as_ref().map(|tail| format!("; its last words: {tail}")).unwrap_or_default();
+    if let Some(group) = group.filter(|group| group.killed && status.signal() == Some(9)) {
+        let peak = group.peak.map_or(String::new(), |peak| format!(", its peak was {}", units::bytes(peak)));
+        let limit = units::bytes(group.limit);
+        return Ending {
+            status: Status::OutOfMemory,
+            reason: format!("the kernel killed the process{place} because it reached its limit of {limit}{peak}"),
+            hint: Some("raise `memory_limit`, or lower `memory_budget`, the batch or the context".to_owned()),
+        };
+    }
     if status.signal() == Some(9) && memory_kill {
         return Ending {
             status: Status::OutOfMemory,
@@ -100,7 +117,7 @@ mod tests {
     fn ending(raw_status: i32, memory_kill: bool, log: &str) -> Ending {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), log).unwrap();
-        describe(ExitStatus::from_raw(raw_status), memory_kill, Some("load"), file.path())
+        describe(ExitStatus::from_raw(raw_status), memory_kill, None, Some("load"), file.path())
     }
 
     #[test]
@@ -113,6 +130,21 @@ mod tests {
         );
         assert_eq!(ending(3 << 8, false, "").reason, "the process ended in phase `load` with exit code 3");
         assert_eq!(ending(0, false, "").reason, "the process ended in phase `load` without a result");
+    }
+
+    #[test]
+    fn a_limit_that_was_reached_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let end = |killed| {
+            let group = GroupUse { limit: 4 << 30, peak: Some(3 << 30), killed };
+            describe(ExitStatus::from_raw(9), true, Some(group), Some("load"), file.path())
+        };
+        assert_eq!(end(true).status, Status::OutOfMemory);
+        assert_eq!(
+            end(true).reason,
+            "the kernel killed the process in phase `load` because it reached its limit of 4.0 GiB, its peak was 3.0 GiB"
+        );
+        assert!(end(false).reason.ends_with("because memory ran out"), "another group's limit, or the machine's");
     }
 
     #[test]

@@ -43,8 +43,8 @@ fn counter_files(groups: &str) -> Vec<PathBuf> {
     files
 }
 
-/// All three files have a line `oom_kill N`.
-fn counter(path: &Path) -> Option<u64> {
+/// The kills that a file counts. All three files have a line `oom_kill N`.
+pub(super) fn counter(path: &Path) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }

@@ -6,8 +6,10 @@
 mod ceilings;
 pub mod child;
 mod collect;
+pub mod conditions;
 mod ending;
 pub mod interrupt;
+pub mod memory_group;
 mod memory_kills;
 pub mod progress;
 mod references;

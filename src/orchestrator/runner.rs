@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::config::Matrix;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::orchestrator::child::{self, End, Worker};
 use crate::orchestrator::collect::{Collector, Line};
+use crate::orchestrator::conditions::Conditions;
 use crate::orchestrator::interrupt::Interrupt;
 use crate::orchestrator::progress::Progress;
 use crate::orchestrator::references::{self, Found};
@@ -221,10 +222,7 @@ impl<'a> Runner<'a> {
                 Some(end) => end,
                 None => return Ok(false),
             },
-            (_, Err(error)) => {
-                let hint = error.find_hint().map(str::to_owned);
-                (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Raw::default())
-            }
+            (_, Err(error)) => unsupported(&error),
         };
         end.started = started;
         self.options.progress.job_ended(job, Some(&end));
@@ -279,6 +277,11 @@ impl<'a> Runner<'a> {
         missing: Option<String>,
     ) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
+        let conditions = match Conditions::of(cell) {
+            Ok(conditions) => conditions,
+            Err(error) if error.root_kind() == Kind::Unsupported => return Ok(Some(unsupported(&error))),
+            Err(error) => return Err(error),
+        };
         let reference = match &missing {
             None => references::prepare(&self.folder, cell, category)?,
             Some(_) => None,
@@ -288,8 +291,7 @@ impl<'a> Runner<'a> {
         let log_path = self.folder.log(job);
         let mut log = child::open_log(&log_path)?;
         let mut collector = Collector::without_reference(missing);
-        let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
-            .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
+        collector.conditions(&conditions);
         let progress = &mut *self.options.progress;
         let mut on_line = |line: &[u8]| match collector.line(line) {
             Line::Message => {}
@@ -297,8 +299,11 @@ impl<'a> Runner<'a> {
             // A log that cannot be written loses a line that no one asked for.
             Line::Noise => drop(log.write_all(line)),
         };
-        let ended =
-            child::run(&self.options.worker, &order, &log_path, timeout, &self.options.interrupt, &mut on_line)?;
+        let (worker, interrupt) = (&self.options.worker, &self.options.interrupt);
+        let ended = match child::run(worker, &order, &log_path, &conditions, interrupt, &mut on_line) {
+            Err(error) if error.root_kind() == Kind::Unsupported => return Ok(Some(unsupported(&error))),
+            ended => ended?,
+        };
         Ok((ended.end != End::Interrupted).then(|| collector.finish(cell, job.category, &ended, &log_path)))
     }
 
@@ -355,6 +360,11 @@ impl<'a> Runner<'a> {
         let text = serde_json::to_vec_pretty(&self.record.environment()).context("cannot express the environment")?;
         self.folder.replace(folder::ENVIRONMENT, &text)
     }
+}
+
+fn unsupported(error: &Error) -> (JobEnd, Raw) {
+    let hint = error.find_hint().map(str::to_owned);
+    (JobEnd::without_result(Status::Unsupported, error.chain(), hint), Raw::default())
 }
 
 fn missing(found: Found) -> Option<String> {

@@ -38,6 +38,14 @@ impl Resident {
         Self::read(Path::new("/proc/self/status"))
     }
 
+    /// Reads that of another process.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn of(process: u32) -> Result<Self> {
+        Self::read(Path::new(&format!("/proc/{process}/status")))
+    }
+
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
         let field = |name: &str| {

@@ -258,11 +258,16 @@ impl Outcome {
     }
 }
 
-/// Of several processes' values the first counts, but for these two, where the row states the worst.
+/// Of several processes' values the first counts, but for these, where the row states the worst.
 fn replaces(name: &str, kept: &FactValue, new: &FactValue) -> bool {
     match (name, kept, new) {
         ("smallest_timing_seconds", FactValue::Float(kept), FactValue::Float(new)) => new < kept,
         ("clock_resolution_seconds", FactValue::Float(kept), FactValue::Float(new)) => new > kept,
+        (
+            "cold_start_cached_bytes" | "cgroup_peak_bytes" | "peak_anon_bytes" | "peak_file_bytes",
+            FactValue::Integer(kept),
+            FactValue::Integer(new),
+        ) => new > kept,
         _ => false,
     }
 }

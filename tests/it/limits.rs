@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -164,4 +165,151 @@ fn a_disk_that_fills_up_ends_the_run_with_whole_files_and_the_run_goes_on_later(
     summary(&run_folder);
     fs::remove_file(&ballast).unwrap();
     assert!(crate::support::resume(&run_folder, "", false).unwrap().all_measured());
+}
+
+/// Whether limits can be set here; says so where they cannot.
+fn limits_can_be_set() -> bool {
+    let group = ortbench::orchestrator::memory_group::MemoryGroup::create(64 << 20);
+    if let Err(error) = &group {
+        eprintln!("skipped: {}", error.chain());
+    }
+    group.is_ok()
+}
+
+/// Control groups of a runner's workers.
+fn groups_of(runner: u32) -> Vec<PathBuf> {
+    let prefix = format!("ortbench-{runner}-");
+    let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(folder) = folders.pop() {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                found.push(entry.path());
+            }
+            folders.push(entry.path());
+        }
+    }
+    found
+}
+
+/// [`two_cells`] whose workers may hold that much.
+pub fn limited_cells(bytes: u64) -> Vec<ortbench::cell::Cell> {
+    let mut cells = two_cells();
+    cells.iter_mut().for_each(|cell| cell.memory.limit_bytes = Some(bytes));
+    cells
+}
+
+#[test]
+fn a_worker_that_reaches_its_limit_is_out_of_memory_and_its_group_is_gone() {
+    if !limits_can_be_set() {
+        return;
+    }
+    let results = tempfile::tempdir().unwrap();
+    let report = run(limited_cells(128 << 20), "tiny-cpu/speed=allocate:1024", results.path()).unwrap();
+    let rows = summary(&report.folder);
+    assert_eq!(rows[0]["status"], "out_of_memory", "{}", rows[0]["reason"]);
+    let reason = &rows[0]["reason"];
+    assert!(
+        reason.contains("in phase `load` because it reached its limit of 128 MiB, its peak was 128 MiB"),
+        "{reason}"
+    );
+    assert!(rows[0]["hint"].contains("memory_limit"), "{}", rows[0]["hint"]);
+    assert_eq!(rows[0]["categories_measured"], "throughput memory");
+    assert_eq!(rows[1]["status"], "measured", "{}", rows[1]["reason"]);
+    assert_eq!(rows[1]["process_memory_limit_bytes"], (128 << 20).to_string());
+    let peak: u64 = rows[1]["cgroup_peak_bytes"].parse().unwrap();
+    assert!(peak <= 128 << 20, "{peak}");
+    assert!(groups_of(std::process::id()).iter().all(|group| !group.to_string_lossy().ends_with("-runner")));
+}
+
+#[test]
+fn a_group_that_a_killed_runner_left_is_removed_by_the_next_one() {
+    if !limits_can_be_set() {
+        return;
+    }
+    let results = tempfile::tempdir().unwrap();
+    let mut runner = Runner::start_with("limited", "tiny-cpu/memory/0=hang;limit-test=measure", results.path());
+    runner.wait_for("tiny-cpu: memory 0");
+    let id = runner.child.id();
+    // The runner says so before it makes the group.
+    let moment = || std::thread::sleep(std::time::Duration::from_millis(50));
+    (0..100).take_while(|_| groups_of(id).is_empty()).for_each(|_| moment());
+    assert_eq!(groups_of(id).len(), 1);
+    runner.kill();
+    // The worker ends with its runner, a moment later.
+    for _ in 0..100 {
+        drop(ortbench::orchestrator::memory_group::MemoryGroup::create(64 << 20).unwrap());
+        if groups_of(id).is_empty() {
+            return;
+        }
+        moment();
+    }
+    panic!("{:?} is still there", groups_of(id));
+}
+
+#[test]
+fn an_interrupted_runner_leaves_no_group() {
+    if !limits_can_be_set() {
+        return;
+    }
+    let results = tempfile::tempdir().unwrap();
+    let mut runner = Runner::start_with("limited", "tiny-cpu/memory/0=hang", results.path());
+    runner.wait_for("tiny-cpu: memory 0");
+    let id = runner.child.id();
+    runner.signal(rustix::process::Signal::INT);
+    assert_eq!(runner.child.wait().unwrap().code(), Some(130));
+    assert_eq!(groups_of(id), Vec::<PathBuf>::new());
+}
+
+/// Rows of the dense miniature under that limit.
+fn real_rows(limit: &str) -> Vec<std::collections::BTreeMap<String, String>> {
+    let folder = tempfile::tempdir().unwrap();
+    let package = crate::real::package("int4-fused");
+    let file = folder.path().join("matrix.yaml");
+    let text = format!(
+        "version: 1\nname: limited\nmodels: [{{name: m, package: '{}'}}]\n\
+         backends: [{{name: cpu, runtime: cpu, provider: cpu}}]\n\
+         matrix: {{model: m, backend: cpu, precision: int4, threads: 2, memory_limit: {limit}, batch: 1, \
+         prompt_tokens: 16, generate_tokens: 8}}\n\
+         categories: [speed, memory]\nmeasurement: {{profile: quick}}\n",
+        package.display()
+    );
+    fs::write(&file, text).unwrap();
+    let results = folder.path().join("results");
+    let (file, folder) = (file.to_str().unwrap(), results.to_str().unwrap());
+    crate::real::ortbench(&["run", file, "--results", folder, "--quiet"]);
+    summary(&only_run(&results))
+}
+
+#[test]
+fn a_real_worker_stays_within_its_limit_or_is_out_of_memory() {
+    if !limits_can_be_set() {
+        return;
+    }
+    let row = &real_rows("1GiB")[0];
+    assert_eq!(row["status"], "measured", "{}", row["reason"]);
+    assert!(row["cell_id"].contains("-t2-l1GiB-b1-"), "{}", row["cell_id"]);
+    let number = |name: &str| row[name].parse::<u64>().unwrap_or_else(|_| panic!("`{name}` is `{}`", row[name]));
+    assert_eq!(number("process_memory_limit_bytes"), 1 << 30);
+    let peak = number("cgroup_peak_bytes");
+    assert!((4 << 20..=1 << 30).contains(&peak), "{peak}");
+    assert!(number("peak_anon_bytes") > 0 && number("peak_file_bytes") > 0);
+    assert!(number("cold_start_cached_bytes") <= number("package_bytes") + (1 << 20));
+
+    let row = &real_rows("8MiB")[0];
+    assert_eq!(row["status"], "out_of_memory", "{}", row["reason"]);
+    assert!(row["reason"].contains("reached its limit of 8.0 MiB"), "{}", row["reason"]);
+}
+
+#[test]
+fn a_machine_without_control_groups_makes_the_cell_unsupported() {
+    // Root may make groups; a user without rights shows what others see.
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_ortbench"));
+    let Ok(output) = doctor.arg("doctor").uid(65_534).gid(65_534).output() else {
+        eprintln!("skipped: the program cannot be started as another user here");
+        return;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("missing  limits: `memory_limit` cannot be set: cannot make the control group"), "{text}");
+    assert!(text.contains("Delegate=yes"), "{text}");
 }

@@ -118,7 +118,7 @@ impl Runner {
         Self::start_with("two", script, results)
     }
 
-    /// The same with other cells: `accuracy` for those of the tests of that name.
+    /// The same with other cells: `accuracy` for those of the tests of that name, `limited` for cells with a memory limit.
     pub fn start_with(cells: &str, script: &str, results: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().expect("this binary"));
         command.args(["support::runner_process", "--exact", "--ignored", "--nocapture"]);
@@ -158,7 +158,11 @@ fn runner_process() {
         interrupt: Interrupt::install().expect("a handler"),
         byte_order_mark: false,
     };
-    let cells = if variable("TEST_CELLS") == "accuracy" { crate::accuracy::cells() } else { two_cells() };
+    let cells = match variable("TEST_CELLS").as_str() {
+        "accuracy" => crate::accuracy::cells(),
+        "limited" => crate::limits::limited_cells(256 << 20),
+        _ => two_cells(),
+    };
     let report = orchestrator::start(&matrix(cells), variable("TEST_RESULTS").as_ref(), options);
     let report = report.unwrap_or_else(|error| {
         eprintln!("error: {}", error.chain());

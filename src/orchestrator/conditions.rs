@@ -1,0 +1,56 @@
+//! Under which conditions a worker runs: how long, with how much memory, and with what in the page cache.
+
+use std::time::Duration;
+
+use crate::cell::Cell;
+use crate::error::{Context, Result};
+use crate::loader::page_cache;
+use crate::orchestrator::memory_group::MemoryGroup;
+use crate::probe::limits::MemoryLimits;
+
+/// The conditions of one process.
+#[derive(Debug, Default)]
+pub struct Conditions {
+    /// The longest time.
+    pub timeout: Duration,
+    /// The group that limits its memory; removed with this value.
+    pub group: Option<MemoryGroup>,
+    /// Whether its memory is looked at while it runs.
+    pub sampled: bool,
+    /// Bytes of the package that stayed in the page cache, where it was to be emptied of them.
+    pub cached_bytes: Option<u64>,
+    /// What the row's reader should know.
+    pub warnings: Vec<String>,
+}
+
+impl Conditions {
+    /// Nothing but a timeout.
+    pub fn within(timeout: Duration) -> Self {
+        Self { timeout, ..Self::default() }
+    }
+
+    /// Prepares a cell's: its group, and the page cache. The kernel charges a page to the group that brings it into the
+    /// cache, so pages of the package that are there already would be held without being counted.
+    ///
+    /// # Errors
+    /// A limit that cannot be set here, which makes the cell `unsupported`; a timeout that cannot be kept.
+    pub fn of(cell: &Cell) -> Result<Self> {
+        let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
+            .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
+        let mut conditions = Self { sampled: !cell.memory.is_empty(), ..Self::within(timeout) };
+        let Some(limit) = cell.memory.limit_bytes else { return Ok(conditions) };
+        let group = MemoryGroup::create(limit)?;
+        if !group.swap_is_off() && MemoryLimits::now().swap_bytes != Some(0) {
+            conditions.warnings.push(
+                "swap cannot be switched off for the control group, so what exceeds the limit may go there".to_owned(),
+            );
+        }
+        conditions.group = Some(group);
+        match page_cache::evict(&cell.model.package) {
+            Ok(bytes) => conditions.cached_bytes = Some(bytes),
+            // The worker finds out what is wrong with its package, if something is.
+            Err(error) => conditions.warnings.push(format!("the start may not be cold: {}", error.chain())),
+        }
+        Ok(conditions)
+    }
+}
