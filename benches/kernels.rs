@@ -405,12 +405,12 @@ impl Stock {
         for (name, values, width) in std::iter::once(("x", x, inputs)).chain(more) {
             let id = self.bindings.allocate(values.len() * 4)?;
             self.bindings.write_f32(id, Dtype::Float32, values);
-            self.bindings.bind_input(name, id, Dtype::Float32, &[rows, width])?;
+            self.bindings.bind_input(0, name, id, Dtype::Float32, &[rows, width])?;
         }
         let mut last = None;
         for name in names {
             let y = self.bindings.allocate(rows * outputs * 4)?;
-            self.bindings.bind_output(&name, y, Dtype::Float32, &[rows, outputs])?;
+            self.bindings.bind_output(0, &name, y, Dtype::Float32, &[rows, outputs])?;
             last = Some(y);
         }
         last.ok_or_else(|| Error::new("no outputs"))

@@ -1,70 +1,24 @@
-//! Prefill and decode of one batch, with the key/value cache in buffers of our own.
+//! Prefill and decode of one batch: one group of sequences, or several that take turns at the model's parts.
 //!
-//! All memory is allocated before the first run: the cache for its full capacity, and what `inputs.rs` writes. In
-//! `in_place` mode one buffer is bound as past and present and nothing is copied; a step writes the new token ids,
-//! extends the mask, and runs. In `append` mode two buffers take turns and the provider copies.
+//! Several groups are how a model that does not fit in memory serves a large batch: a part's weights are read once and
+//! applied to every group before the next part's are read.
 
 use ndarray::ArrayView2;
 
-use crate::cell::Dtype;
-use crate::engine::inputs::Inputs;
+use crate::engine::group::{Group, Visit};
 use crate::engine::model::Model;
-use crate::engine::plan::CacheMode;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
 use crate::error::{Error, Result};
-use crate::package::{Dim, Port};
-use crate::runtime::{Bindings, BufferId};
 
 /// A batch in progress.
 #[derive(Debug)]
 pub struct Decoder {
-    bindings: Bindings,
+    groups: Vec<Group>,
     batch: usize,
-    capacity: usize,
-    /// Columns in the cache, padding included.
-    columns: usize,
-    inputs: Inputs,
-    logits: Logits,
-    cache: Vec<Layer>,
-}
-
-#[derive(Debug)]
-struct Logits {
-    buffer: BufferId,
-    /// Of the buffer, which may be longer than what the last run wrote.
-    bytes: usize,
-    dtype: Dtype,
     vocab: usize,
-    /// Positions of each row in the buffer.
-    positions: usize,
-    /// Whether they are those that were wanted; otherwise they are all of the run's columns.
-    selected: bool,
-    /// Rows of the last position, where the buffer holds half precision or more than one position.
-    last: Option<Vec<f32>>,
-}
-
-/// Gets a row, the index of a token among those whose logits were wanted, and the logits after it.
-pub(super) type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
-
-/// Where a batch was, to come back to.
-#[derive(Debug)]
-struct Mark {
-    columns: usize,
-    lengths: Vec<usize>,
-    /// Copies of the caches, where going on overwrites them.
-    copies: Vec<Vec<u8>>,
-}
-
-#[derive(Debug)]
-struct Layer {
-    past: Port,
-    present: Port,
-    heads: usize,
-    width: usize,
-    front: BufferId,
-    /// The other buffer of `append` mode.
-    back: Option<BufferId>,
+    /// The last rows' logits of several groups, one after the other.
+    gathered: Vec<f32>,
 }
 
 impl Decoder {
@@ -73,53 +27,22 @@ impl Decoder {
     /// # Errors
     /// A capacity beyond the model's context, memory that cannot be had.
     pub fn new(model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        let context = model.manifest().shape.context_length as usize;
-        if batch == 0 || capacity == 0 {
-            return Err(Error::new("a batch needs at least one sequence of at least one token"));
+        let size = model.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
+        let mut groups = Vec::with_capacity(batch.div_ceil(size));
+        let mut left = batch;
+        loop {
+            groups.push(Group::new(model, left.min(size), capacity)?);
+            left -= left.min(size);
+            if left == 0 {
+                break;
+            }
         }
-        if capacity > context {
-            return Err(Error::new(format!(
-                "{capacity} tokens (prompt and generated) exceed the model's context of {context}"
-            ))
-            .hint("use a shorter prompt or generate fewer tokens"));
-        }
-        let mut bindings = Bindings::new(&model.session)?;
-        let cells = batch * capacity;
-        let inputs = Inputs::new(&mut bindings, batch, capacity)?;
-        let (vocab, dtype) = (model.manifest().shape.vocab_size as usize, model.ports.logits.dtype);
-        let bytes = batch * vocab * dtype.size();
-        let logits = Logits {
-            buffer: bindings.allocate(bytes)?,
-            bytes,
-            dtype,
-            vocab,
-            positions: 1,
-            selected: false,
-            last: None,
-        };
-        let mut cache = Vec::with_capacity(model.ports.cache.len());
-        for (past, present) in &model.ports.cache {
-            let (heads, width) = cache_dims(past)?;
-            let bytes = cells * heads * width * past.dtype.size();
-            let front = bindings.allocate(bytes)?;
-            let back = match model.cache_mode {
-                CacheMode::InPlace => None,
-                CacheMode::Append => Some(bindings.allocate(bytes)?),
-            };
-            cache.push(Layer { past: past.clone(), present: present.clone(), heads, width, front, back });
-        }
-        Ok(Self { bindings, batch, capacity, columns: 0, inputs, logits, cache })
+        Ok(Self { groups, batch, vocab: model.manifest().shape.vocab_size as usize, gathered: Vec::new() })
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
     pub fn touch_cache(&mut self) {
-        for layer in &self.cache {
-            let bytes = self.batch * self.capacity * layer.heads * layer.width * layer.past.dtype.size();
-            for id in [Some(layer.front), layer.back].into_iter().flatten() {
-                // Half-precision elements divide every size, and zero has the same bits in every type.
-                self.bindings.write::<half::f16>(id, bytes / 2).fill(half::f16::ZERO);
-            }
-        }
+        self.groups.iter_mut().for_each(Group::touch_cache);
     }
 
     /// Starts anew with these prompts, one a sequence, and runs the model over all of them. The logits of each row's
@@ -145,23 +68,17 @@ impl Decoder {
         if prompts.len() != self.batch {
             return Err(Error::new(format!("{} prompts for a batch of {}", prompts.len(), self.batch)));
         }
-        let columns = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
-            return Err(Error::new("an empty prompt has no next token").hint("give at least one token"));
+        let (mut prompts, mut tails, mut left) = (prompts, tails, features.clone());
+        for group in &mut self.groups {
+            let (own, later) = prompts.split_at(group.batch());
+            let (own_tails, later_tails) = tails.split_at(group.batch());
+            // The last group gets what is left: it sees when that is too much.
+            let places = if later.is_empty() { left.rows() } else { model.image_tokens(own) };
+            let own_features = left.take_rows(places);
+            group.begin_prompts(model, own, &own_features, own_tails)?;
+            (prompts, tails) = (later, later_tails);
         }
-        if columns > self.capacity {
-            return Err(Error::new(format!(
-                "a prompt of {columns} tokens exceeds the {} that the cache was allocated for",
-                self.capacity
-            )));
-        }
-        assert!(
-            tails.len() == prompts.len() && tails.iter().zip(prompts).all(|(t, p)| (1..=p.tokens.len()).contains(t)),
-            "logits of a prompt's own tokens"
-        );
-        self.columns = 0;
-        self.inputs.write_prompts(&mut self.bindings, model, prompts, columns, features, tails)?;
-        self.run(model, columns, true)
+        self.run(model)
     }
 
     /// Appends one token to every row and runs the model. The logits of the new tokens are ready afterwards.
@@ -170,8 +87,14 @@ impl Decoder {
     /// A full cache, a failed run.
     pub fn step(&mut self, model: &mut Model, tokens: &[u32]) -> Result<()> {
         assert_eq!(tokens.len(), self.batch, "one token a sequence");
-        let rows: Vec<&[u32]> = tokens.chunks_exact(1).collect();
-        self.append(model, &rows, &vec![1; self.batch], true)
+        let mut tokens = tokens;
+        for group in &mut self.groups {
+            let (own, others) = tokens.split_at(group.batch());
+            let rows: Vec<&[u32]> = own.chunks_exact(1).collect();
+            group.begin_tokens(model, &rows, &vec![1; rows.len()])?;
+            tokens = others;
+        }
+        self.run(model)
     }
 
     /// Appends several tokens to the one row of a batch of one. The logits of its last `tail` tokens are ready
@@ -181,15 +104,14 @@ impl Decoder {
     /// A full cache, a failed run.
     pub fn extend(&mut self, model: &mut Model, tokens: &[u32], tail: usize) -> Result<()> {
         assert_eq!(self.batch, 1, "kernels append several tokens to one row only");
-        self.append(model, &[tokens], &[tail], true)
+        self.groups[0].begin_tokens(model, &[tokens], &[tail])?;
+        self.run(model)
     }
 
     /// Forgets all but the first tokens of the one row of a batch of one, whose cache is kept in place.
     pub(super) fn keep(&mut self, tokens: usize) {
-        let in_place = self.cache.iter().all(|layer| layer.back.is_none());
-        assert!(self.batch == 1 && in_place && tokens <= self.columns, "a cache that can be cut");
-        self.columns = tokens;
-        self.inputs.rewind(&[tokens]);
+        assert_eq!(self.batch, 1, "a cache that can be cut");
+        self.groups[0].keep(tokens);
     }
 
     /// Runs what might follow each row, without keeping it in the cache; `visit` gets, for each row and each of its
@@ -198,152 +120,53 @@ impl Decoder {
     /// # Errors
     /// A full cache, a failed run, what `visit` returns.
     pub(super) fn try_out(&mut self, model: &mut Model, rows: &[&[u32]], visit: &mut Visit) -> Result<()> {
-        let longest = rows.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
-        if longest == 0 {
-            return Ok(());
+        let mut first = 0;
+        for group in &mut self.groups {
+            let own = &rows[first..first + group.batch()];
+            group.try_out(model, own, &mut |row, index, logits| visit(first + row, index, logits))?;
+            first += own.len();
         }
-        let mark = self.mark(model);
-        let mut scratch = Vec::new();
-        if self.batch == 1 || model.extends_batches() {
-            let tails: Vec<usize> = rows.iter().map(|tokens| tokens.len()).collect();
-            self.append(model, rows, &tails, false)?;
-            for (row, tokens) in rows.iter().enumerate() {
-                for index in 0..tokens.len() {
-                    visit(row, index, self.tail_logits(row, index, &mut scratch))?;
-                }
-            }
-            self.rewind(&mark);
-            return Ok(());
-        }
-        for index in 0..longest {
-            // A row that has ended is fed anything: what it leaves behind lies beyond the mark.
-            let tokens: Vec<u32> = rows.iter().map(|tokens| tokens.get(index).copied().unwrap_or(0)).collect();
-            self.step(model, &tokens)?;
-            for (row, _) in rows.iter().enumerate().filter(|(_, tokens)| index < tokens.len()) {
-                visit(row, index, self.tail_logits(row, 0, &mut scratch))?;
-            }
-        }
-        self.rewind(&mark);
         Ok(())
-    }
-
-    /// Remembers where the batch is, for [`Decoder::try_out`] to come back to.
-    fn mark(&self, model: &Model) -> Mark {
-        let overwrites = model.cache_mode == CacheMode::Append && self.batch > 1 && !model.extends_batches();
-        let layers = if overwrites { self.cache.as_slice() } else { &[] };
-        let copies = layers.iter().map(|layer| self.bindings.read::<u8>(layer.front, self.layer_bytes(layer)).to_vec());
-        Mark { columns: self.columns, lengths: self.inputs.lengths().to_vec(), copies: copies.collect() }
-    }
-
-    /// Goes back to where the batch was.
-    fn rewind(&mut self, mark: &Mark) {
-        for (layer, copy) in self.cache.iter().zip(&mark.copies) {
-            self.bindings.write::<u8>(layer.front, copy.len()).copy_from_slice(copy);
-        }
-        self.columns = mark.columns;
-        self.inputs.rewind(&mark.lengths);
-    }
-
-    /// Bytes of a cache tensor as far as it is filled.
-    fn layer_bytes(&self, layer: &Layer) -> usize {
-        self.batch * self.columns * layer.heads * layer.width * layer.past.dtype.size()
-    }
-
-    fn append(&mut self, model: &mut Model, rows: &[&[u32]], tails: &[usize], keep: bool) -> Result<()> {
-        let new = rows.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
-        if self.columns + new > self.capacity {
-            return Err(Error::new(format!("the cache of {} tokens is full", self.capacity)));
-        }
-        self.inputs.write_tokens(&mut self.bindings, model, rows, new, tails);
-        self.run(model, new, keep)
     }
 
     /// The logits of a row after one of the tokens that were wanted, from 0; `scratch` is used where they must be
     /// converted.
     pub fn tail_logits<'a>(&'a self, row: usize, index: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        let (logits, wanted) = (&self.logits, self.inputs.wanted());
-        assert!(index < wanted.tails[row], "logits that were not wanted");
-        let position = if logits.selected { index } else { wanted.first[row] + index };
-        let start = (row * logits.positions + position) * logits.vocab;
-        let range = start..start + logits.vocab;
-        if logits.dtype == Dtype::Float32 {
-            return &self.bindings.read::<f32>(logits.buffer, range.end)[range];
+        let mut row = row;
+        for group in &self.groups {
+            if row < group.batch() {
+                return group.tail_logits(row, index, scratch);
+            }
+            row -= group.batch();
         }
-        scratch.clear();
-        self.bindings.read_f32(logits.buffer, logits.dtype, range, scratch);
-        scratch
+        panic!("a row beyond the batch");
     }
 
     /// The logits of every row's last token: `[batch, vocabulary]`.
     pub fn logits(&self) -> ArrayView2<'_, f32> {
-        let shape = (self.batch, self.logits.vocab);
-        let all: &[f32] = match &self.logits.last {
-            Some(converted) => converted,
-            None => self.bindings.read(self.logits.buffer, shape.0 * shape.1),
+        let all = match self.groups.as_slice() {
+            [only] => only.last_logits(),
+            _ => &self.gathered,
         };
-        ArrayView2::from_shape(shape, all).expect("logits are whole rows")
+        ArrayView2::from_shape((self.batch, self.vocab), all).expect("logits are whole rows")
     }
 
-    /// Runs `new` columns; without `keep`, what `append` mode writes is not taken for the past of the next run.
-    fn run(&mut self, model: &mut Model, new: usize, keep: bool) -> Result<()> {
-        let (batch, past, total) = (self.batch, self.columns, self.columns + new);
-        self.inputs.bind(&mut self.bindings, model, new, total)?;
-        let ports = &model.ports;
-        let bindings = &mut self.bindings;
-        let logits = &mut self.logits;
-        logits.selected = model.computes_selected_logits();
-        let positions = if logits.selected { self.inputs.wanted().width() } else { new };
-        logits.positions = positions;
-        let bytes = batch * positions * logits.vocab * logits.dtype.size();
-        if bytes > logits.bytes {
-            logits.buffer = bindings.allocate(bytes)?;
-            logits.bytes = bytes;
-        }
-        bindings.bind_output(&ports.logits.name, logits.buffer, logits.dtype, &[batch, positions, logits.vocab])?;
-        for layer in &mut self.cache {
-            let dims = |columns| [batch, layer.heads, columns, layer.width];
-            match layer.back {
-                None => {
-                    let shape = dims(self.capacity);
-                    bindings.bind_input(&layer.past.name, layer.front, layer.past.dtype, &shape)?;
-                    bindings.bind_output(&layer.present.name, layer.front, layer.present.dtype, &shape)?;
-                }
-                Some(back) => {
-                    bindings.bind_input(&layer.past.name, layer.front, layer.past.dtype, &dims(past))?;
-                    bindings.bind_output(&layer.present.name, back, layer.present.dtype, &dims(total))?;
-                    if keep {
-                        layer.back = Some(std::mem::replace(&mut layer.front, back));
-                    }
-                }
+    /// Runs what the groups began: each part over every group before the next part.
+    fn run(&mut self, model: &mut Model) -> Result<()> {
+        let (parts, groups) = (model.parts.len(), self.groups.len());
+        for turn in 0..parts * groups {
+            let (part, group) = (turn / groups, turn % groups);
+            let next = turn + 1;
+            if next < parts * groups {
+                self.groups[next % groups].prefetch(model, next / groups);
             }
+            self.groups[group].run_part(model, part)?;
         }
-        bindings.run(&mut model.session)?;
-        self.columns = total;
-        self.convert_logits();
+        self.groups.iter_mut().try_for_each(|group| group.finish(model, true))?;
+        self.gathered.clear();
+        if self.groups.len() > 1 {
+            self.groups.iter().for_each(|group| self.gathered.extend_from_slice(group.last_logits()));
+        }
         Ok(())
-    }
-
-    /// Gathers the last rows as f32 where there is one a row and the graph gives another type or every position.
-    fn convert_logits(&mut self) {
-        self.logits.last = None;
-        let one_each = self.inputs.wanted().tails.iter().all(|tail| *tail == 1);
-        if !one_each || (self.logits.positions == 1 && self.logits.dtype == Dtype::Float32) {
-            return;
-        }
-        let (mut last, mut scratch) = (Vec::with_capacity(self.batch * self.logits.vocab), Vec::new());
-        for row in 0..self.batch {
-            last.extend_from_slice(self.tail_logits(row, 0, &mut scratch));
-        }
-        self.logits.last = Some(last);
-    }
-}
-
-/// Heads and width of a cache tensor `[batch, heads, past, width]`.
-fn cache_dims(port: &Port) -> Result<(usize, usize)> {
-    match port.dims.as_slice() {
-        [_, Dim::Size(heads), _, Dim::Size(width)] if *heads > 0 && *width > 0 => {
-            Ok((*heads as usize, *width as usize))
-        }
-        _ => Err(Error::new(format!("the cache tensor `{}` is not [batch, heads, past, width]", port.name))),
     }
 }

@@ -4,7 +4,7 @@ use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
 use crate::error::{Error, Result};
-use crate::package::Padding;
+use crate::package::{Padding, Port};
 use crate::runtime::{Bindings, BufferId};
 
 /// Time, row and column of a token: M-RoPE's axes.
@@ -224,24 +224,34 @@ impl Inputs {
         self.features.rows = 0;
     }
 
-    /// Writes the mask over `total` columns and binds everything for a run of `new` ones.
-    pub fn bind(&self, bindings: &mut Bindings, model: &Model, new: usize, total: usize) -> Result<()> {
-        let (ports, batch) = (&model.ports, self.batch);
-        bindings.bind_input(&ports.input_ids.name, self.ids, ports.input_ids.dtype, &[batch, new])?;
-        if let Some(port) = &ports.attention_mask {
+    /// Writes what depends on the number of columns in the cache and in the run: the mask.
+    pub fn prepare(&self, bindings: &mut Bindings, model: &Model, total: usize) {
+        if model.ports.attention_mask.is_some() {
             self.write_mask(bindings, total);
-            bindings.bind_input(&port.name, self.mask, port.dtype, &[batch, total])?;
+        }
+    }
+
+    /// Binds what a part of the model takes, for a run of `new` columns that makes `total` of them.
+    pub fn bind(&self, bindings: &mut Bindings, model: &Model, place: usize, new: usize, total: usize) -> Result<()> {
+        let (ports, batch) = (&model.ports, self.batch);
+        let part = &model.parts[place];
+        let mut bind = |port: &Port, id: BufferId, dims: &[usize]| match part.inputs.contains(&port.name) {
+            true => bindings.bind_input(place, &port.name, id, port.dtype, dims),
+            false => Ok(()),
+        };
+        bind(&ports.input_ids, self.ids, &[batch, new])?;
+        if let Some(port) = &ports.attention_mask {
+            bind(port, self.mask, &[batch, total])?;
         }
         if let Some(port) = &ports.position_ids {
             let dims = [MROPE_AXES, batch, new];
-            bindings.bind_input(&port.name, self.positions, port.dtype, &dims[usize::from(!ports.mrope)..])?;
+            bind(port, self.positions, &dims[usize::from(!ports.mrope)..])?;
         }
         if let Some(port) = &ports.logits_positions {
-            bindings.bind_input(&port.name, self.selected, port.dtype, &[batch, self.wanted.width()])?;
+            bind(port, self.selected, &[batch, self.wanted.width()])?;
         }
         if let (Some(port), Some(image)) = (&ports.image_features, &model.manifest().image) {
-            let dims = [self.features.rows, image.feature_width as usize];
-            bindings.bind_input(&port.name, self.features.id, port.dtype, &dims)?;
+            bind(port, self.features.id, &[self.features.rows, image.feature_width as usize])?;
         }
         Ok(())
     }

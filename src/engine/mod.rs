@@ -3,13 +3,17 @@
 mod decoder;
 pub mod fake;
 mod generate;
+mod group;
 mod inputs;
 mod model;
+mod offload;
+mod parts;
 mod plan;
 mod prompt;
 pub mod sampling;
 pub mod scoring;
 mod vision;
+mod weights;
 
 pub use decoder::Decoder;
 pub use generate::{Ended, Generation, generate};

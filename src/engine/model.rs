@@ -1,17 +1,29 @@
 //! A package loaded on a backend.
 
+use std::sync::{Arc, Mutex};
+
 use crate::cell::{Backend, Flavour};
+use crate::engine::parts::{Opening, Part};
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::{Features, Vision};
+use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
+use crate::loader::pager::Statistics;
+use crate::loader::spill::Spill;
 use crate::package::{CacheUpdate, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::{Placement, Runtime, Session, SessionOptions, providers};
 
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
 #[derive(Debug)]
 pub struct Model {
-    pub(super) session: Session,
+    /// The graph, or its parts in order of execution.
+    pub(super) parts: Vec<Part>,
+    /// Sequences that go through a part together; `None` for all of a batch.
+    pub(super) micro_batch: Option<usize>,
+    weights: Option<Weights>,
+    /// The file of caches that wait on disk.
+    pub(super) spill: Option<Arc<Mutex<Spill>>>,
     vision: Option<Vision>,
     pub(super) ports: Ports,
     pub(super) cache_mode: CacheMode,
@@ -63,14 +75,47 @@ impl Model {
             return Err(Error::unsupported(message.to_lowercase()));
         }
         let options = SessionOptions { threads: plan.threads, config: plan.session_config.clone() };
-        let session = Session::open(runtime, &package.root.join(&graph.file), backend, &options)?;
-        agree(&session, graph)?;
+        let weights = Weights::of(package, plan)?;
+        let given = weights.as_ref().map(Weights::operators);
+        let opening = Opening { runtime, package, backend, options: &options, weights: given.as_ref() };
+        let parts = match &weights {
+            Some(weights) if plan.cuts_the_graph() => opening.cut(weights.index(), &ports)?,
+            _ => opening.whole(graph, &ports)?,
+        };
         let vision = match (plan.images, &package.manifest.image) {
             (false, _) => None,
             (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
             (true, None) => return Err(package.takes_no_images()),
         };
-        Ok(Self { session, vision, ports, cache_mode, padding, manifest: package.manifest.clone() })
+        let mut model = Self {
+            parts,
+            micro_batch: plan.micro_batch.map(|size| size as usize),
+            weights,
+            spill: None,
+            vision,
+            ports,
+            cache_mode,
+            padding,
+            manifest: package.manifest.clone(),
+        };
+        let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
+        let mut reserve = cache;
+        if let Some(folder) = &plan.offload {
+            if model.parts.len() == 1 {
+                return Err(Error::unsupported("caches wait on disk only where the graph is cut into layers")
+                    .hint("make a pack of the model with `ortbench pack`"));
+            }
+            // Rows are padded to whole pages.
+            model.spill = Some(Arc::new(Mutex::new(Spill::new(folder, cache + cache / 4 + (64 << 20))?)));
+            // The part that runs, the next one, and the one on its way out.
+            let turns = model.parts.len() * (plan.sequences as usize).div_ceil(model.micro_batch.unwrap_or(usize::MAX));
+            reserve = 3 * cache / turns as u64;
+        }
+        if let Some(weights) = &model.weights {
+            // Last, when everything else that the process holds shows.
+            weights.bring_in(reserve)?;
+        }
+        Ok(model)
     }
 
     /// Runs the vision tower over the images of a batch, one run an image. Prompts without images have no features.
@@ -94,12 +139,15 @@ impl Model {
 
     /// ONNX Runtime's name of the provider that was asked for.
     pub fn provider(&self) -> &'static str {
-        self.session.provider()
+        self.parts[0].session.provider()
     }
 
     /// Which provider runs which node of the graphs that were loaded.
     pub fn placement(&self) -> Placement {
-        let mut placement = self.session.placement().clone();
+        let mut placement = Placement::default();
+        for part in &self.parts {
+            placement.add(part.session.placement());
+        }
         if let Some(vision) = &self.vision {
             placement.add(vision.session.placement());
         }
@@ -120,6 +168,22 @@ impl Model {
     /// row only.
     pub fn extends_batches(&self) -> bool {
         self.manifest.flavour == Flavour::Plain
+    }
+
+    /// Image tokens of the prompts: the places for rows of features.
+    pub(super) fn image_tokens(&self, prompts: &[Prompt]) -> usize {
+        let Some(image) = &self.manifest.image else { return 0 };
+        prompts.iter().flat_map(|prompt| &prompt.tokens).filter(|token| **token == image.image_token).count()
+    }
+
+    /// What the loader did since the model was loaded, where its weights come from one.
+    pub fn pager_statistics(&self) -> Option<Statistics> {
+        self.weights.as_ref().and_then(Weights::statistics)
+    }
+
+    /// Gives memory back where the process holds more than its budget.
+    pub(super) fn keep_within_budget(&self) -> Result<()> {
+        self.weights.as_ref().map_or(Ok(()), Weights::keep_within_budget)
     }
 
     /// Bytes of cache that a decoder of this size allocates.

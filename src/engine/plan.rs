@@ -1,8 +1,9 @@
 //! Every knob of an execution. An optimization edits a plan; the engine does not know that it exists.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use crate::cell::Cell;
+use crate::cell::{Cell, Residency};
 use crate::package::Padding;
 
 /// How present relates to past in memory.
@@ -37,16 +38,53 @@ pub struct Plan {
     pub images: bool,
     /// How unequal prompts are padded; `None` takes what the package prefers.
     pub padding: Option<Padding>,
+    /// Where a pack's weights live; `None` is all in memory.
+    pub residency: Option<Residency>,
+    /// Bytes that the process may hold in all, for residencies that can do with less than the weights.
+    pub budget: Option<u64>,
+    /// Sequences that go through a part of the model together; set, a pack runs part by part.
+    pub micro_batch: Option<u32>,
+    /// The folder for caches that wait on disk; set, a pack runs part by part.
+    pub offload: Option<PathBuf>,
+    /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
+    pub sequences: u32,
+    /// See [`Plan::sequences`].
+    pub tokens: u32,
 }
 
 impl Plan {
     /// The plan of a cell without any optimization.
     pub fn of(cell: &Cell) -> Self {
-        Self { images: cell.workload.image.is_some(), ..Self::with_threads(cell.threads) }
+        let workload = &cell.workload;
+        Self {
+            images: workload.image.is_some(),
+            residency: cell.memory.residency,
+            budget: cell.memory.budget_bytes,
+            sequences: workload.batch,
+            tokens: workload.prompt_tokens + workload.generate_tokens,
+            ..Self::with_threads(cell.threads)
+        }
+    }
+
+    /// Whether a pack's graph runs in parts, a layer at a time.
+    pub fn cuts_the_graph(&self) -> bool {
+        self.micro_batch.is_some() || self.offload.is_some()
     }
 
     /// Defaults with that many threads.
     pub fn with_threads(threads: u32) -> Self {
-        Self { threads, session_config: BTreeMap::new(), cache: None, images: false, padding: None }
+        Self {
+            threads,
+            session_config: BTreeMap::new(),
+            cache: None,
+            images: false,
+            padding: None,
+            residency: None,
+            budget: None,
+            micro_batch: None,
+            offload: None,
+            sequences: 1,
+            tokens: 0,
+        }
     }
 }

@@ -19,6 +19,12 @@ impl Features {
     pub fn rows(&self) -> usize {
         self.values.len() / self.width.max(1)
     }
+
+    /// Takes the first rows out, as many as there are.
+    pub(super) fn take_rows(&mut self, rows: usize) -> Self {
+        let later = self.values.split_off((rows * self.width).min(self.values.len()));
+        Self { values: std::mem::replace(&mut self.values, later), width: self.width }
+    }
 }
 
 /// The loaded tower.
@@ -84,9 +90,9 @@ impl Vision {
             let pixels = bindings.allocate(shape[0] * shape[1] * self.pixels.dtype.size())?;
             let grid = bindings.allocate(3 * size_of::<i64>())?;
             let features = bindings.allocate(tokens * width * self.features.dtype.size())?;
-            bindings.bind_input(&self.pixels.name, pixels, self.pixels.dtype, &shape)?;
-            bindings.bind_input(&self.grid.name, grid, self.grid.dtype, &[1, 3])?;
-            bindings.bind_output(&self.features.name, features, self.features.dtype, &[tokens, width])?;
+            bindings.bind_input(0, &self.pixels.name, pixels, self.pixels.dtype, &shape)?;
+            bindings.bind_input(0, &self.grid.name, grid, self.grid.dtype, &[1, 3])?;
+            bindings.bind_output(0, &self.features.name, features, self.features.dtype, &[tokens, width])?;
             self.bound = Some(Bound { bindings, shape, pixels, grid, features });
         }
         let Some(bound) = &mut self.bound else { return Err(Error::new("the vision tower has no buffers")) };

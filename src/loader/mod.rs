@@ -4,8 +4,12 @@
 //! a budget and reads the others ahead, through `io/`; `operators.rs` gives both to ONNX Runtime.
 
 pub mod codec;
+pub mod held;
 pub mod io;
 pub mod kernels;
+mod mixture;
 pub mod pack;
 pub mod page_cache;
 pub mod pager;
+pub mod spill;
+pub mod store;

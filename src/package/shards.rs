@@ -333,4 +333,9 @@ impl NBits {
     pub fn blocks(&self) -> usize {
         self.columns.div_ceil(self.block)
     }
+
+    /// Whether rows and columns are as many.
+    pub fn same_size(&self, other: &Self) -> bool {
+        (self.rows, self.columns) == (other.rows, other.columns)
+    }
 }

@@ -1,8 +1,10 @@
-//! Buffers of our own, bound to a session's inputs and outputs.
+//! Buffers of our own, bound to the inputs and outputs of sessions.
 //!
 //! A [`Bindings`] owns page-aligned memory and tells ONNX Runtime to read and write it in place. One buffer may be
-//! bound more than once: as the past and the present of a key/value cache. Raw calls are used because `ort`'s
-//! binding wraps every output again on each run (15 µs against 29 µs for a cache of 28 layers).
+//! bound more than once: as the past and the present of a key/value cache, and to several sessions where a model is
+//! cut into parts. What one part makes for a later one, of shapes that only the run knows, is handed over as ONNX
+//! Runtime allocated it. Raw calls are used because `ort`'s binding wraps every output again on each run (15 µs
+//! against 29 µs for a cache of 28 layers).
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -14,92 +16,95 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
+use super::buffers::{BufferId, Element, Memory, Region};
 use super::ort_error;
 use super::session::Session;
 use crate::cell::Dtype;
 use crate::error::{Error, Result};
 
-/// A buffer of a [`Bindings`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BufferId(usize);
-
-/// Types that a buffer may be seen as.
-///
-/// # Safety
-/// Every bit pattern is a value, and the alignment is at most that of a page.
-pub unsafe trait Element: Copy + 'static {}
-
-// SAFETY: plain numbers.
-unsafe impl Element for f32 {}
-// SAFETY: plain numbers.
-unsafe impl Element for i64 {}
-// SAFETY: plain numbers.
-unsafe impl Element for i32 {}
-// SAFETY: plain numbers.
-unsafe impl Element for u8 {}
-// SAFETY: a transparent u16.
-unsafe impl Element for half::f16 {}
-
-/// Anonymous memory, page-aligned, zero until written, given back on drop.
-#[derive(Debug)]
-struct Buffer {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-impl Buffer {
-    fn new(bytes: usize) -> Result<Self> {
-        // mmap rather than the allocator: untouched pages cost nothing, and the memory goes back when dropped.
-        // SAFETY: a fresh private anonymous mapping; the result is checked.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes.max(1),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            let cause = std::io::Error::last_os_error();
-            return Err(Error::environment(format!(
-                "cannot allocate a buffer of {}",
-                crate::units::bytes(bytes as u64)
-            ))
-            .because(cause)
-            .hint("a smaller batch or a shorter context needs less memory"));
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| Error::environment("the kernel mapped address zero"))?;
-        Ok(Self { start, bytes })
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped; nothing else holds it, since bindings are dropped before their buffers.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes.max(1)) };
-    }
-}
-
-/// What is bound to one session, and the memory behind it.
+/// What is bound to the sessions of a model's parts, and the memory behind it.
 #[derive(Debug)]
 pub struct Bindings {
     // Declared before `buffers`, so that ONNX Runtime's values are released before the memory they point to.
-    raw: RawBinding,
+    parts: Vec<RawBinding>,
+    handed: HashMap<String, RawValue>,
     memory: MemoryInfo<'static>,
-    buffers: Vec<Buffer>,
-    /// What each name is bound to. Binding the same again would cost a tensor and change nothing: buffers are read
-    /// at run time.
-    bound: HashMap<String, (BufferId, Vec<usize>)>,
+    buffers: Vec<Memory>,
 }
 
+/// The binding of one session.
 #[derive(Debug)]
 struct RawBinding {
     pointer: NonNull<sys::OrtIoBinding>,
+    /// What each name is bound to. Binding the same again would cost a tensor and change nothing: buffers are read
+    /// at run time.
+    bound: HashMap<String, (BufferId, Vec<usize>)>,
+    /// Names of outputs in the order in which they were first bound, which is the order of their values.
+    outputs: Vec<String>,
+    /// Places among them of those that are handed over.
+    made: Vec<usize>,
     // The session must outlive its binding.
     session: std::sync::Arc<ort::session::SharedSessionInner>,
     _not_sync: PhantomData<*mut ()>,
+}
+
+impl RawBinding {
+    fn new(session: &Session) -> Result<Self> {
+        let mut pointer = std::ptr::null_mut();
+        // SAFETY: the session is alive and the out-pointer valid.
+        unsafe { check((ort::api().CreateIoBinding)(session.inner.ptr().cast_mut(), &mut pointer)) }
+            .map_err(|error| ort_error("cannot create a binding", error))?;
+        let pointer = NonNull::new(pointer).ok_or_else(|| Error::new("ONNX Runtime made an empty binding"))?;
+        Ok(Self {
+            pointer,
+            bound: HashMap::new(),
+            outputs: Vec::new(),
+            made: Vec::new(),
+            session: session.inner.inner(),
+            _not_sync: PhantomData,
+        })
+    }
+
+    fn is_bound(&self, name: &str, id: BufferId, shape: &[usize]) -> bool {
+        self.bound.get(name).is_some_and(|(bound, dims)| *bound == id && dims == shape)
+    }
+
+    fn bind_input(&mut self, name: &str, value: &RawValue) -> Result<()> {
+        let c_name = c_name(name)?;
+        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
+        // lives as long as the `Bindings` that this belongs to.
+        unsafe { check((ort::api().BindInput)(self.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
+            .map_err(|error| ort_error(format!("cannot bind the input `{name}`"), error))
+    }
+
+    /// The place of an output among the values of a run.
+    fn note_output(&mut self, name: &str) -> usize {
+        self.outputs.iter().position(|output| output == name).unwrap_or_else(|| {
+            self.outputs.push(name.to_owned());
+            self.outputs.len() - 1
+        })
+    }
+
+    /// The values of all outputs after a run.
+    fn values(&self) -> Result<Vec<RawValue>> {
+        let mut allocator = std::ptr::null_mut();
+        let mut list: *mut *mut sys::OrtValue = std::ptr::null_mut();
+        let mut count = 0;
+        let api = ort::api();
+        // SAFETY: every out-pointer is valid; on success `list` holds `count` values that are ours to release, in an
+        // array that the default allocator gave and takes back.
+        unsafe {
+            check((api.GetAllocatorWithDefaultOptions)(&mut allocator))
+                .and_then(|()| {
+                    check((api.GetBoundOutputValues)(self.pointer.as_ptr(), allocator, &mut list, &mut count))
+                })
+                .map_err(|error| ort_error("cannot take the outputs of a run", error))?;
+            let values = (0..count).map(|place| RawValue(*list.add(place))).collect();
+            check((api.AllocatorFree)(allocator, list.cast()))
+                .map_err(|error| ort_error("cannot release the list of outputs", error))?;
+            Ok(values)
+        }
+    }
 }
 
 impl Drop for RawBinding {
@@ -110,27 +115,28 @@ impl Drop for RawBinding {
 }
 
 impl Bindings {
-    /// Nothing bound yet.
+    /// Nothing bound yet, to one session.
     pub fn new(session: &Session) -> Result<Self> {
-        let mut pointer = std::ptr::null_mut();
-        // SAFETY: the session is alive and the out-pointer valid.
-        unsafe { check((ort::api().CreateIoBinding)(session.inner.ptr().cast_mut(), &mut pointer)) }
-            .map_err(|error| ort_error("cannot create a binding", error))?;
-        let pointer = NonNull::new(pointer).ok_or_else(|| Error::new("ONNX Runtime made an empty binding"))?;
+        Self::of_parts([session])
+    }
+
+    /// Nothing bound yet, to the sessions of a model's parts; they are named by their places from then on.
+    pub fn of_parts<'a>(sessions: impl IntoIterator<Item = &'a Session>) -> Result<Self> {
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| ort_error("cannot describe host memory", error))?;
-        Ok(Self {
-            raw: RawBinding { pointer, session: session.inner.inner(), _not_sync: PhantomData },
-            memory,
-            buffers: Vec::new(),
-            bound: HashMap::new(),
-        })
+        let parts = sessions.into_iter().map(RawBinding::new).collect::<Result<_>>()?;
+        Ok(Self { parts, handed: HashMap::new(), memory, buffers: Vec::new() })
     }
 
     /// Allocates a buffer. Its pages are zero, and cost memory once they are touched.
     pub fn allocate(&mut self, bytes: usize) -> Result<BufferId> {
-        self.buffers.push(Buffer::new(bytes)?);
+        self.buffers.push(Memory::new(bytes)?);
         Ok(BufferId(self.buffers.len() - 1))
+    }
+
+    /// A buffer's memory, for transfers by another thread.
+    pub fn region(&self, id: BufferId) -> Region {
+        self.buffers[id.0].region()
     }
 
     /// The first `count` elements of a buffer.
@@ -186,51 +192,88 @@ impl Bindings {
         }
     }
 
-    /// Binds the start of a buffer as an input of this type and shape; replaces what was bound under that name.
-    pub fn bind_input(&mut self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
-        self.bind("input", ort::api().BindInput, name, id, dtype, shape)
-    }
-
-    /// Binds the start of a buffer as an output of this type and shape; replaces what was bound under that name.
-    pub fn bind_output(&mut self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
-        self.bind("output", ort::api().BindOutput, name, id, dtype, shape)
-    }
-
-    fn bind(
-        &mut self,
-        what: &str,
-        function: BindFunction,
-        name: &str,
-        id: BufferId,
-        dtype: Dtype,
-        shape: &[usize],
-    ) -> Result<()> {
-        if self.bound.get(name).is_some_and(|(bound, dims)| *bound == id && dims == shape) {
+    /// Binds the start of a buffer as a part's input of this type and shape; replaces what was bound under that name.
+    pub fn bind_input(&mut self, part: usize, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
+        if self.parts[part].is_bound(name, id, shape) {
             return Ok(());
         }
         let value = self.value(name, id, dtype, shape)?;
-        let c_name = CString::new(name).map_err(|_| Error::new(format!("`{name}` is no name of an {what}")))?;
-        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
-        // lives as long as `self`.
-        unsafe { check(function(self.raw.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
-            .map_err(|error| ort_error(format!("cannot bind the {what} `{name}`"), error))?;
-        self.bound.insert(name.to_owned(), (id, shape.to_vec()));
+        let binding = &mut self.parts[part];
+        binding.bind_input(name, &value)?;
+        binding.bound.insert(name.to_owned(), (id, shape.to_vec()));
         Ok(())
     }
 
-    /// Runs the session on what is bound.
+    /// Binds the start of a buffer as a part's output of this type and shape; replaces what was bound under that name.
+    pub fn bind_output(&mut self, part: usize, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
+        if self.parts[part].is_bound(name, id, shape) {
+            return Ok(());
+        }
+        let value = self.value(name, id, dtype, shape)?;
+        let binding = &mut self.parts[part];
+        let c_name = c_name(name)?;
+        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
+        // lives as long as `self`.
+        unsafe { check((ort::api().BindOutput)(binding.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
+            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))?;
+        binding.note_output(name);
+        binding.bound.insert(name.to_owned(), (id, shape.to_vec()));
+        Ok(())
+    }
+
+    /// Lets ONNX Runtime allocate a part's output in its next run, to be handed over under that name.
+    pub fn make(&mut self, part: usize, name: &str) -> Result<()> {
+        let binding = &mut self.parts[part];
+        let c_name = c_name(name)?;
+        // SAFETY: binding, name and memory description are alive for the call.
+        unsafe { check((ort::api().BindOutputToDevice)(binding.pointer.as_ptr(), c_name.as_ptr(), self.memory.ptr())) }
+            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))?;
+        let place = binding.note_output(name);
+        if !binding.made.contains(&place) {
+            binding.made.push(place);
+        }
+        Ok(())
+    }
+
+    /// Binds what an earlier part made under that name as this part's input.
+    pub fn take(&mut self, part: usize, name: &str) -> Result<()> {
+        let value = self.handed.get(name).ok_or_else(|| Error::new(format!("no part has made `{name}` yet")))?;
+        self.parts[part].bind_input(name, value)
+    }
+
+    /// Lets go of what was handed over under that name, and gives its memory back once no binding holds it.
+    pub fn drop_handed(&mut self, name: &str) {
+        self.handed.remove(name);
+    }
+
+    /// Runs the one session on what is bound.
     pub fn run(&mut self, session: &mut Session) -> Result<()> {
-        assert!(std::sync::Arc::ptr_eq(&self.raw.session, &session.inner.inner()), "bindings of another session");
+        self.run_part(0, session)
+    }
+
+    /// Runs a part's session on what is bound to it.
+    pub fn run_part(&mut self, part: usize, session: &mut Session) -> Result<()> {
+        let binding = &self.parts[part];
+        assert!(std::sync::Arc::ptr_eq(&binding.session, &session.inner.inner()), "bindings of another session");
         // SAFETY: binding and session are alive and belong together (asserted), and both are borrowed mutably, so
         // nothing else touches the buffers.
         unsafe {
             check((ort::api().RunWithBinding)(
                 session.inner.ptr().cast_mut(),
                 std::ptr::null(),
-                self.raw.pointer.as_ptr(),
+                binding.pointer.as_ptr(),
             ))
         }
-        .map_err(|error| ort_error("the run failed", error))
+        .map_err(|error| session.failure.take().unwrap_or_else(|| ort_error("the run failed", error)))?;
+        if !binding.made.is_empty() {
+            let values = binding.values()?;
+            for (place, value) in values.into_iter().enumerate() {
+                if binding.made.contains(&place) {
+                    self.handed.insert(binding.outputs[place].clone(), value);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn value(&self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<RawValue> {
@@ -256,14 +299,12 @@ impl Bindings {
     }
 }
 
-/// `BindInput` or `BindOutput` of ONNX Runtime.
-type BindFunction = unsafe extern "system" fn(
-    *mut sys::OrtIoBinding,
-    *const std::ffi::c_char,
-    *const sys::OrtValue,
-) -> sys::OrtStatusPtr;
+fn c_name(name: &str) -> Result<CString> {
+    CString::new(name).map_err(|_| Error::new(format!("`{name}` is no name of an input or output")))
+}
 
 /// A value that is released when its scope ends; bindings hold references of their own.
+#[derive(Debug)]
 struct RawValue(*mut sys::OrtValue);
 
 impl Drop for RawValue {
@@ -285,7 +326,7 @@ fn element_type(dtype: Dtype) -> sys::ONNXTensorElementDataType {
 
 /// # Safety
 /// The status must come from the call right before and be handed over once.
-unsafe fn check(status: sys::OrtStatusPtr) -> ort::Result<()> {
+pub(super) unsafe fn check(status: sys::OrtStatusPtr) -> ort::Result<()> {
     // SAFETY: the caller's promise.
     unsafe { ort::Error::<()>::result_from_status(status) }
 }

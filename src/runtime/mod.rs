@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod install;
 
 mod bindings;
+mod buffers;
 pub mod custom;
 mod fetch;
 mod library;
@@ -17,7 +18,8 @@ pub mod products;
 pub mod providers;
 mod session;
 
-pub use bindings::{Bindings, BufferId, Element};
+pub use bindings::Bindings;
+pub use buffers::{BufferId, Element, Memory, Region};
 pub use library::Runtime;
 pub use placement::Placement;
 pub use session::{Session, SessionOptions};

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 
+use super::custom::{self, Failure, Weights};
 use super::operators::Refusal;
 use super::providers::{self, Provider};
 use super::{Placement, Runtime, ort_error};
@@ -24,6 +26,7 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Session {
     pub(super) inner: ort::session::Session,
+    pub(super) failure: Failure,
     provider: &'static str,
     placement: Placement,
 }
@@ -41,6 +44,20 @@ impl Session {
     /// A provider that the library was not compiled with or that cannot start here (both `unsupported`, with the
     /// remedy), a file that ONNX Runtime refuses.
     pub fn open(runtime: &Runtime, file: &Path, backend: &Backend, options: &SessionOptions) -> Result<Self> {
+        Self::open_with(runtime, file, backend, options, None)
+    }
+
+    /// Loads an ONNX file whose operators of the domain `ortbench` take their weights from `weights`.
+    ///
+    /// # Errors
+    /// As [`Session::open`], and a record that the graph names and the weights do not have.
+    pub fn open_with(
+        runtime: &Runtime,
+        file: &Path,
+        backend: &Backend,
+        options: &SessionOptions,
+        weights: Option<&Arc<dyn Weights>>,
+    ) -> Result<Self> {
         let provider = providers::of(backend.provider);
         let name = provider.canonical_name();
         if !runtime.compiled_providers()?.iter().any(|compiled| compiled == name) {
@@ -55,9 +72,18 @@ impl Session {
                     .because(std::io::Error::other(error.to_string()))
                     .hint(provider.remedy())
             })?;
-        let inner = builder.commit_from_file(file).map_err(|error| refused(runtime, file, name, error))?;
+        let failure = Failure::default();
+        if let Some(weights) = weights {
+            let domain = custom::domain(weights, options.threads, &failure)?;
+            builder = builder
+                .with_operators(domain)
+                .map_err(|error| ort_error("cannot add the operators of the domain `ortbench`", error.into()))?;
+        }
+        let inner = builder
+            .commit_from_file(file)
+            .map_err(|error| failure.take().unwrap_or_else(|| refused(runtime, file, name, error)))?;
         let placement = Placement::read(&inner)?;
-        Ok(Self { inner, provider: name, placement })
+        Ok(Self { inner, failure, provider: name, placement })
     }
 
     /// ONNX Runtime's name of the provider that was asked for.

@@ -6,12 +6,18 @@ use std::sync::OnceLock;
 
 use ortbench::cell::{Backend, ProviderKind, RuntimeRef};
 use ortbench::engine::{Model, Plan};
+use ortbench::error::Result;
 use ortbench::package::Package;
 use ortbench::runtime::{Runtime, catalog};
 use serde_json::Value;
 
 /// A model loaded into this process on the CPU provider. A process has one library, which all tests share.
 pub fn load(package: &Package) -> Model {
+    load_with(package, &Plan { images: package.manifest.image.is_some(), ..Plan::with_threads(2) }).expect("a model")
+}
+
+/// The same by a plan of one's own.
+pub fn load_with(package: &Package, plan: &Plan) -> Result<Model> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let cpu = RuntimeRef::Installed("cpu".to_owned());
     let runtime = RUNTIME.get_or_init(|| {
@@ -20,8 +26,7 @@ pub fn load(package: &Package) -> Model {
     });
     let backend =
         Backend { name: "cpu".to_owned(), runtime: cpu.clone(), provider: ProviderKind::Cpu, options: [].into() };
-    let plan = Plan { images: package.manifest.image.is_some(), ..Plan::with_threads(2) };
-    Model::load(runtime, package, &backend, &plan).expect("a model")
+    Model::load(runtime, package, &backend, plan)
 }
 
 /// The repository's root.

@@ -15,7 +15,7 @@ pub use softmax::{Normaliser, exp_of_negative};
 use batches::Cost;
 
 use crate::cell::Scoring;
-use crate::engine::decoder::Visit;
+use crate::engine::group::Visit;
 use crate::engine::sampling::argmax;
 use crate::engine::{Decoder, Features, Model, Prompt};
 use crate::error::{Error, Result};

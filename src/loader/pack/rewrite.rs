@@ -208,7 +208,9 @@ impl<'a> Writer<'a> {
     fn weight(&mut self, name: &str, part: usize) -> String {
         let before = self.done.records.len();
         let content = Content::Tensor { name: name.to_owned() };
-        let record = self.record(part, vec![name.to_owned()], name, |_| vec![(String::new(), content)]);
+        // Not the constant's own name: another node may read the constant where it stays.
+        let wanted = format!("{name}/shard");
+        let record = self.record(part, vec![name.to_owned()], &wanted, |_| vec![(String::new(), content)]);
         if self.done.records.len() == before {
             return record;
         }
@@ -220,11 +222,13 @@ impl<'a> Writer<'a> {
             let data_type = stored.map_or(0, |stored| stored.data_type);
             self.done.inputs.push((part, ValueInfoProto::of_tensor(&record, data_type, Some(shape))));
         } else {
+            let data_type = self.source.tensor(name).map_or(0, |stored| stored.data_type);
             let node = NodeProto {
                 name: Some(format!("{record}/Weight")),
                 output: vec![record.clone()],
                 attribute: vec![AttributeProto::of_string("record", &record)],
-                ..operator("Weight", &NodeProto::default())
+                // One operator an element type: an operator without inputs has no other way to say it.
+                ..operator(&format!("Weight{data_type}"), &NodeProto::default())
             };
             self.push(part, node);
         }

@@ -4,13 +4,18 @@
 //! |---|---|---|---|
 //! | `Matrix` | x `[…, K]` | `record` | `[…, N]` |
 //! | `Experts` | x `[tokens, hidden]`, scores `[tokens, experts]`, optional mixing weights `[tokens, experts]` | `record`, `k`, `normalize` | `[tokens, hidden]` |
-//! | `Weight` | — | `record` | the tensor |
+//! | `Weight1`, `Weight10`, … | — | `record` | the tensor, of the element type with that ONNX number |
 //!
 //! What they compute is behind [`Weights`]: this file only moves pointers and shapes between it and ONNX Runtime.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::Result;
+use ort::operator::OperatorDomain;
+
+use super::ort_error;
+use crate::error::{Error, Result};
+
+mod kernels;
 
 /// The domain of the operators.
 pub const DOMAIN: &str = "ortbench";
@@ -72,6 +77,33 @@ pub trait Tensor: Send + Sync {
     fn data_type(&self) -> i32;
     /// Dimensions.
     fn dims(&self) -> &[i64];
+    /// Bytes of its elements; those narrower than a byte are packed.
+    fn bytes(&self) -> usize;
     /// Copies it.
     fn copy_to(&self, into: &mut [u8]) -> Result<()>;
+}
+
+/// What an operator's failure was, kept for the run's caller: ONNX Runtime hands on words only, without the kind and
+/// the remedy.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failure(Arc<Mutex<Option<Error>>>);
+
+impl Failure {
+    /// Keeps the first failure of a run and returns its words for ONNX Runtime.
+    fn keep(&self, error: Error) -> ort::Error {
+        let words = ort::Error::new(error.chain());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        words
+    }
+
+    /// The failure since the last call.
+    pub(super) fn take(&self) -> Option<Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The domain, with operators that take their weights from `weights` and run on that many threads.
+pub(super) fn domain(weights: &Arc<dyn Weights>, threads: u32, failure: &Failure) -> Result<OperatorDomain> {
+    kernels::add_to(OperatorDomain::new(DOMAIN), weights, threads, failure)
+        .map_err(|error| ort_error("cannot define the operators of the domain `ortbench`", error))
 }

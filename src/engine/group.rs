@@ -1,0 +1,447 @@
+//! Sequences that run together, with their key/value cache in buffers of our own.
+//!
+//! All memory is allocated before the first run: the cache for its full capacity, and what `inputs.rs` writes. In
+//! `in_place` mode one buffer is bound as past and present and nothing is copied; a step writes the new token ids,
+//! extends the mask, and runs. In `append` mode two buffers take turns and the provider copies.
+//!
+//! A run is begun, goes through the model's parts, and is finished: `decoder.rs` lets several groups take turns.
+
+use crate::cell::Dtype;
+use crate::engine::inputs::Inputs;
+use crate::engine::model::Model;
+use crate::engine::offload::{Extent, Offload, aligned_capacity};
+use crate::engine::plan::CacheMode;
+use crate::engine::prompt::Prompt;
+use crate::engine::vision::Features;
+use crate::error::{Error, Result};
+use crate::package::{Dim, Port};
+use crate::runtime::{Bindings, BufferId};
+
+/// A batch in progress, or a part of one.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The disk's share of the cache, where it waits there. Declared first: transfers under way end before the
+    /// buffers go.
+    offload: Option<Offload>,
+    bindings: Bindings,
+    batch: usize,
+    capacity: usize,
+    /// Columns in the cache, padding included.
+    columns: usize,
+    inputs: Inputs,
+    logits: Logits,
+    cache: Vec<Layer>,
+    /// Columns of the run at hand.
+    new: usize,
+    /// The first column that it writes: of right-padded rows the shortest one's end.
+    written_from: usize,
+}
+
+#[derive(Debug)]
+struct Logits {
+    buffer: BufferId,
+    /// Of the buffer, which may be longer than what the last run wrote.
+    bytes: usize,
+    dtype: Dtype,
+    vocab: usize,
+    /// Positions of each row in the buffer.
+    positions: usize,
+    /// Whether they are those that were wanted; otherwise they are all of the run's columns.
+    selected: bool,
+    /// Rows of the last position, where the buffer holds half precision or more than one position.
+    last: Option<Vec<f32>>,
+}
+
+/// Gets a row, the index of a token among those whose logits were wanted, and the logits after it.
+pub(super) type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
+
+/// Where a batch was, to come back to.
+#[derive(Debug)]
+struct Mark {
+    columns: usize,
+    lengths: Vec<usize>,
+    /// Copies of the caches, where going on overwrites them.
+    copies: Vec<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    past: Port,
+    present: Port,
+    heads: usize,
+    width: usize,
+    front: BufferId,
+    /// The other buffer of `append` mode.
+    back: Option<BufferId>,
+}
+
+impl Layer {
+    /// How the tensor lies in memory with that many columns, before or after a run.
+    fn extent(&self, batch: usize, capacity: usize, columns: usize, after: bool) -> Extent {
+        Extent {
+            buffer: if after { self.back.unwrap_or(self.front) } else { self.front },
+            rows: batch * self.heads,
+            column: self.width * self.past.dtype.size(),
+            stride: if self.back.is_some() { columns } else { capacity },
+        }
+    }
+}
+
+impl Group {
+    /// Allocates for `batch` sequences of at most `capacity` tokens (prompt and generated).
+    ///
+    /// # Errors
+    /// A capacity beyond the model's context, memory that cannot be had.
+    pub fn new(model: &Model, batch: usize, capacity: usize) -> Result<Self> {
+        let context = model.manifest().shape.context_length as usize;
+        if batch == 0 || capacity == 0 {
+            return Err(Error::new("a batch needs at least one sequence of at least one token"));
+        }
+        if capacity > context {
+            return Err(Error::new(format!(
+                "{capacity} tokens (prompt and generated) exceed the model's context of {context}"
+            ))
+            .hint("use a shorter prompt or generate fewer tokens"));
+        }
+        let mut capacity = capacity;
+        if model.spill.is_some() && model.cache_mode == CacheMode::InPlace {
+            for (past, _) in &model.ports.cache {
+                let (_, width) = cache_dims(past)?;
+                capacity = aligned_capacity(capacity, width * past.dtype.size());
+            }
+        }
+        let mut bindings = Bindings::of_parts(model.parts.iter().map(|part| &part.session))?;
+        let cells = |batch: usize, capacity: usize| batch * capacity;
+        let inputs = Inputs::new(&mut bindings, batch, capacity)?;
+        let (vocab, dtype) = (model.manifest().shape.vocab_size as usize, model.ports.logits.dtype);
+        let bytes = batch * vocab * dtype.size();
+        let logits = Logits {
+            buffer: bindings.allocate(bytes)?,
+            bytes,
+            dtype,
+            vocab,
+            positions: 1,
+            selected: false,
+            last: None,
+        };
+        let mut cache = Vec::with_capacity(model.ports.cache.len());
+        for (past, present) in &model.ports.cache {
+            let (heads, width) = cache_dims(past)?;
+            let bytes = cells(batch, capacity) * heads * width * past.dtype.size();
+            let front = bindings.allocate(bytes)?;
+            let back = match model.cache_mode {
+                CacheMode::InPlace => None,
+                CacheMode::Append => Some(bindings.allocate(bytes)?),
+            };
+            cache.push(Layer { past: past.clone(), present: present.clone(), heads, width, front, back });
+        }
+        let bytes = |layer: &Layer| cells(batch, capacity) * layer.heads * layer.width * layer.past.dtype.size();
+        let offload = match &model.spill {
+            None => None,
+            Some(spill) => Some(Offload::new(spill, cache.iter().map(bytes))?),
+        };
+        Ok(Self { bindings, batch, capacity, columns: 0, inputs, logits, cache, new: 0, written_from: 0, offload })
+    }
+
+    /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
+    pub fn touch_cache(&mut self) {
+        if self.offload.is_some() {
+            return;
+        }
+        for layer in &self.cache {
+            let bytes = self.batch * self.capacity * layer.heads * layer.width * layer.past.dtype.size();
+            for id in [Some(layer.front), layer.back].into_iter().flatten() {
+                // Half-precision elements divide every size, and zero has the same bits in every type.
+                self.bindings.write::<half::f16>(id, bytes / 2).fill(half::f16::ZERO);
+            }
+        }
+    }
+
+    /// Begins a run over these prompts, one a sequence, starting anew; the logits of each row's last `tails` tokens
+    /// are wanted. `features` are those of the prompts' images.
+    ///
+    /// # Errors
+    /// Empty prompts, a prompt beyond the capacity, features of other images.
+    pub fn begin_prompts(
+        &mut self,
+        model: &Model,
+        prompts: &[Prompt],
+        features: &Features,
+        tails: &[usize],
+    ) -> Result<()> {
+        let columns = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+        if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
+            return Err(Error::new("an empty prompt has no next token").hint("give at least one token"));
+        }
+        if columns > self.capacity {
+            return Err(Error::new(format!(
+                "a prompt of {columns} tokens exceeds the {} that the cache was allocated for",
+                self.capacity
+            )));
+        }
+        assert!(
+            tails.len() == prompts.len() && tails.iter().zip(prompts).all(|(t, p)| (1..=p.tokens.len()).contains(t)),
+            "logits of a prompt's own tokens"
+        );
+        self.forget(0);
+        self.written_from = 0;
+        self.inputs.write_prompts(&mut self.bindings, model, prompts, columns, features, tails)?;
+        self.begin(model, columns)
+    }
+
+    /// Begins a run that appends tokens to the rows.
+    ///
+    /// # Errors
+    /// A full cache.
+    pub fn begin_tokens(&mut self, model: &Model, rows: &[&[u32]], tails: &[usize]) -> Result<()> {
+        let new = rows.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+        if self.columns + new > self.capacity {
+            return Err(Error::new(format!("the cache of {} tokens is full", self.capacity)));
+        }
+        self.written_from = self.inputs.lengths().iter().copied().min().unwrap_or(0).min(self.columns);
+        self.inputs.write_tokens(&mut self.bindings, model, rows, new, tails);
+        self.begin(model, new)
+    }
+
+    /// Forgets all but the first tokens of the one row of a batch of one, whose cache is kept in place.
+    pub(super) fn keep(&mut self, tokens: usize) {
+        let in_place = self.cache.iter().all(|layer| layer.back.is_none());
+        assert!(self.batch == 1 && in_place && tokens <= self.columns, "a cache that can be cut");
+        self.forget(tokens);
+        self.inputs.rewind(&[tokens]);
+    }
+
+    /// Runs what might follow each row, without keeping it in the cache; `visit` gets, for each row and each of its
+    /// tokens, the logits after it. Rows may have different numbers of tokens, or none.
+    ///
+    /// # Errors
+    /// A full cache, a failed run, what `visit` returns.
+    pub(super) fn try_out(&mut self, model: &mut Model, rows: &[&[u32]], visit: &mut Visit) -> Result<()> {
+        let longest = rows.iter().map(|tokens| tokens.len()).max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(());
+        }
+        if self.offload.is_some() && self.overwrites(model) {
+            return Err(Error::unsupported(
+                "what may follow several sequences cannot be tried out while their caches wait on disk",
+            )
+            .hint("keep the caches in memory, or use a graph of the `plain` flavour"));
+        }
+        let mark = self.mark(model);
+        let mut scratch = Vec::new();
+        if self.batch == 1 || model.extends_batches() {
+            let tails: Vec<usize> = rows.iter().map(|tokens| tokens.len()).collect();
+            self.append(model, rows, &tails, false)?;
+            for (row, tokens) in rows.iter().enumerate() {
+                for index in 0..tokens.len() {
+                    visit(row, index, self.tail_logits(row, index, &mut scratch))?;
+                }
+            }
+            self.rewind(&mark);
+            return Ok(());
+        }
+        for index in 0..longest {
+            // A row that has ended is fed anything: what it leaves behind lies beyond the mark.
+            let tokens: Vec<u32> = rows.iter().map(|tokens| tokens.get(index).copied().unwrap_or(0)).collect();
+            let fed: Vec<&[u32]> = tokens.chunks_exact(1).collect();
+            self.append(model, &fed, &vec![1; self.batch], true)?;
+            for (row, _) in rows.iter().enumerate().filter(|(_, tokens)| index < tokens.len()) {
+                visit(row, index, self.tail_logits(row, 0, &mut scratch))?;
+            }
+        }
+        self.rewind(&mark);
+        Ok(())
+    }
+
+    /// Whether tokens that are tried out one by one overwrite the caches before them.
+    fn overwrites(&self, model: &Model) -> bool {
+        model.cache_mode == CacheMode::Append && self.batch > 1 && !model.extends_batches()
+    }
+
+    /// Remembers where the batch is, for [`Group::try_out`] to come back to.
+    fn mark(&self, model: &Model) -> Mark {
+        let layers = if self.overwrites(model) { self.cache.as_slice() } else { &[] };
+        let copies = layers.iter().map(|layer| self.bindings.read::<u8>(layer.front, self.layer_bytes(layer)).to_vec());
+        Mark { columns: self.columns, lengths: self.inputs.lengths().to_vec(), copies: copies.collect() }
+    }
+
+    /// Goes back to where the batch was.
+    fn rewind(&mut self, mark: &Mark) {
+        for (layer, copy) in self.cache.iter().zip(&mark.copies) {
+            self.bindings.write::<u8>(layer.front, copy.len()).copy_from_slice(copy);
+        }
+        self.forget(mark.columns);
+        self.inputs.rewind(&mark.lengths);
+    }
+
+    /// Bytes of a cache tensor as far as it is filled.
+    fn layer_bytes(&self, layer: &Layer) -> usize {
+        self.batch * self.columns * layer.heads * layer.width * layer.past.dtype.size()
+    }
+
+    fn append(&mut self, model: &mut Model, rows: &[&[u32]], tails: &[usize], keep: bool) -> Result<()> {
+        self.begin_tokens(model, rows, tails)?;
+        for part in 0..model.parts.len() {
+            if part + 1 < model.parts.len() {
+                self.prefetch(model, part + 1);
+            }
+            self.run_part(model, part)?;
+        }
+        self.finish(model, keep)
+    }
+
+    /// The logits of a row after one of the tokens that were wanted, from 0; `scratch` is used where they must be
+    /// converted.
+    pub fn tail_logits<'a>(&'a self, row: usize, index: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let (logits, wanted) = (&self.logits, self.inputs.wanted());
+        assert!(index < wanted.tails[row], "logits that were not wanted");
+        let position = if logits.selected { index } else { wanted.first[row] + index };
+        let start = (row * logits.positions + position) * logits.vocab;
+        let range = start..start + logits.vocab;
+        if logits.dtype == Dtype::Float32 {
+            return &self.bindings.read::<f32>(logits.buffer, range.end)[range];
+        }
+        scratch.clear();
+        self.bindings.read_f32(logits.buffer, logits.dtype, range, scratch);
+        scratch
+    }
+
+    /// The logits of every row's last token, one row after the other.
+    pub fn last_logits(&self) -> &[f32] {
+        match &self.logits.last {
+            Some(converted) => converted,
+            None => self.bindings.read(self.logits.buffer, self.batch * self.logits.vocab),
+        }
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Prepares a run of `new` columns.
+    fn begin(&mut self, model: &Model, new: usize) -> Result<()> {
+        self.new = new;
+        self.inputs.prepare(&mut self.bindings, model, self.columns + new);
+        let logits = &mut self.logits;
+        logits.selected = model.computes_selected_logits();
+        logits.positions = if logits.selected { self.inputs.wanted().width() } else { new };
+        let bytes = self.batch * logits.positions * logits.vocab * logits.dtype.size();
+        if bytes > logits.bytes {
+            logits.buffer = self.bindings.allocate(bytes)?;
+            logits.bytes = bytes;
+        }
+        Ok(())
+    }
+
+    /// Runs one part of the model over the columns at hand; parts run in their order.
+    pub fn run_part(&mut self, model: &mut Model, place: usize) -> Result<()> {
+        let (batch, past, total) = (self.batch, self.columns, self.columns + self.new);
+        self.bring_in(model, place)?;
+        let part = &model.parts[place];
+        let bindings = &mut self.bindings;
+        self.inputs.bind(bindings, model, place, self.new, total)?;
+        if part.has_logits {
+            let logits = &self.logits;
+            let dims = [batch, logits.positions, logits.vocab];
+            bindings.bind_output(place, &model.ports.logits.name, logits.buffer, logits.dtype, &dims)?;
+        }
+        for layer in part.caches.iter().map(|place| &self.cache[*place]) {
+            let dims = |columns| [batch, layer.heads, columns, layer.width];
+            let (present, shapes) = match layer.back {
+                None => (layer.front, [dims(self.capacity); 2]),
+                Some(back) => (back, [dims(past), dims(total)]),
+            };
+            bindings.bind_input(place, &layer.past.name, layer.front, layer.past.dtype, &shapes[0])?;
+            bindings.bind_output(place, &layer.present.name, present, layer.present.dtype, &shapes[1])?;
+        }
+        for name in &part.takes {
+            bindings.take(place, name)?;
+        }
+        for name in &part.makes {
+            bindings.make(place, name)?;
+        }
+        bindings.run_part(place, &mut model.parts[place].session)?;
+        for name in &model.parts[place].taken_last {
+            bindings.drop_handed(name);
+        }
+        self.send_out(model, place);
+        Ok(())
+    }
+
+    /// Begins to bring a part's cache in from disk, where it waits there.
+    pub fn prefetch(&mut self, model: &Model, place: usize) {
+        let Some(offload) = &mut self.offload else { return };
+        for &tensor in &model.parts[place].caches {
+            let extent = self.cache[tensor].extent(self.batch, self.capacity, self.columns, false);
+            offload.prefetch(tensor, extent, self.columns, &self.bindings);
+        }
+    }
+
+    fn bring_in(&mut self, model: &Model, place: usize) -> Result<()> {
+        let Some(offload) = &mut self.offload else { return Ok(()) };
+        for &tensor in &model.parts[place].caches {
+            let extent = self.cache[tensor].extent(self.batch, self.capacity, self.columns, false);
+            offload.bring_in(tensor, extent, self.columns, &self.bindings)?;
+        }
+        Ok(())
+    }
+
+    fn send_out(&mut self, model: &Model, place: usize) {
+        let Some(offload) = &mut self.offload else { return };
+        let total = self.columns + self.new;
+        for &tensor in &model.parts[place].caches {
+            let layer = &self.cache[tensor];
+            let extent = layer.extent(self.batch, self.capacity, total, true);
+            let from = if layer.back.is_some() { 0 } else { self.written_from };
+            offload.send_out(tensor, extent, from..total, &self.bindings);
+        }
+    }
+
+    /// Keeps the first columns only.
+    fn forget(&mut self, columns: usize) {
+        self.columns = columns;
+        if let Some(offload) = &mut self.offload {
+            offload.cut(columns);
+        }
+    }
+
+    /// Ends a run whose parts have all run. Without `keep`, what `append` mode wrote is not taken for the past of the
+    /// next run.
+    pub fn finish(&mut self, model: &Model, keep: bool) -> Result<()> {
+        if keep {
+            for layer in &mut self.cache {
+                if let Some(back) = &mut layer.back {
+                    std::mem::swap(&mut layer.front, back);
+                }
+            }
+        }
+        self.columns += self.new;
+        self.convert_logits();
+        model.keep_within_budget()
+    }
+
+    /// Gathers the last rows as f32 where there is one a row and the graph gives another type or every position.
+    fn convert_logits(&mut self) {
+        self.logits.last = None;
+        let one_each = self.inputs.wanted().tails.iter().all(|tail| *tail == 1);
+        if !one_each || (self.logits.positions == 1 && self.logits.dtype == Dtype::Float32) {
+            return;
+        }
+        let (mut last, mut scratch) = (Vec::with_capacity(self.batch * self.logits.vocab), Vec::new());
+        for row in 0..self.batch {
+            last.extend_from_slice(self.tail_logits(row, 0, &mut scratch));
+        }
+        self.logits.last = Some(last);
+    }
+}
+
+/// Heads and width of a cache tensor `[batch, heads, past, width]`.
+fn cache_dims(port: &Port) -> Result<(usize, usize)> {
+    match port.dims.as_slice() {
+        [_, Dim::Size(heads), _, Dim::Size(width)] if *heads > 0 && *width > 0 => {
+            Ok((*heads as usize, *width as usize))
+        }
+        _ => Err(Error::new(format!("the cache tensor `{}` is not [batch, heads, past, width]", port.name))),
+    }
+}

@@ -1,0 +1,80 @@
+//! The sessions of a model: one, or one for each of the segments that its pack is cut into.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::cell::Backend;
+use crate::engine::model::Ports;
+use crate::error::Result;
+use crate::package::shards::ShardIndex;
+use crate::package::{Graph, Package};
+use crate::runtime::custom::Weights;
+use crate::runtime::{Runtime, Session, SessionOptions};
+
+/// A part of the model with a session of its own; the whole model where it is not cut.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub session: Session,
+    /// Names of its inputs.
+    pub inputs: BTreeSet<String>,
+    /// Whether it ends in the logits.
+    pub has_logits: bool,
+    /// Places of its tensors in [`Ports::cache`].
+    pub caches: Vec<usize>,
+    /// Tensors that earlier parts made.
+    pub takes: Vec<String>,
+    /// Tensors that later parts take.
+    pub makes: Vec<String>,
+    /// Those of `takes` that no later part takes.
+    pub taken_last: Vec<String>,
+}
+
+impl Part {
+    fn new(session: Session, ports: &Ports) -> Self {
+        let inputs: BTreeSet<String> = session.input_names().map(ToOwned::to_owned).collect();
+        let has_logits = session.output_names().any(|name| name == ports.logits.name);
+        let places = ports.cache.iter().enumerate().filter(|(_, (past, _))| inputs.contains(&past.name));
+        let caches = places.map(|(place, _)| place).collect();
+        Self { session, inputs, has_logits, caches, takes: Vec::new(), makes: Vec::new(), taken_last: Vec::new() }
+    }
+}
+
+/// What every session of a model is opened with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opening<'a> {
+    pub runtime: &'a Runtime,
+    pub package: &'a Package,
+    pub backend: &'a Backend,
+    pub options: &'a SessionOptions,
+    pub weights: Option<&'a Arc<dyn Weights>>,
+}
+
+impl Opening<'_> {
+    /// The whole graph in one session.
+    pub fn whole(&self, graph: &Graph, ports: &Ports) -> Result<Vec<Part>> {
+        let session = self.session(&graph.file)?;
+        super::model::agree(&session, graph)?;
+        Ok(vec![Part::new(session, ports)])
+    }
+
+    /// One session a segment.
+    pub fn cut(&self, index: &ShardIndex, ports: &Ports) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(index.segments.len());
+        for segment in &index.segments {
+            let mut part = Part::new(self.session(&segment.file)?, ports);
+            part.takes.clone_from(&segment.takes);
+            part.makes.clone_from(&segment.makes);
+            parts.push(part);
+        }
+        let mut later = BTreeSet::new();
+        for part in parts.iter_mut().rev() {
+            part.taken_last = part.takes.iter().filter(|name| !later.contains(*name)).cloned().collect();
+            later.extend(part.takes.iter().cloned());
+        }
+        Ok(parts)
+    }
+
+    fn session(&self, file: &str) -> Result<Session> {
+        Session::open_with(self.runtime, &self.package.root.join(file), self.backend, self.options, self.weights)
+    }
+}

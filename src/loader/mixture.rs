@@ -1,0 +1,173 @@
+//! The routed experts of one layer: who is chosen, and the sum of what they say.
+
+use super::kernels;
+use super::pager::RecordId;
+use super::store::Bytes;
+use crate::error::Result;
+use crate::package::shards::{NBits, ShardIndex, What};
+use crate::runtime::custom::{Experts, Parallel, Routing};
+
+/// Experts are computed in the order in which they arrive, and their outputs kept apart until all are there; tokens go
+/// in parts of which that takes no more than this many bytes.
+const KEPT_APART: usize = 64 << 20;
+
+/// A mixture.
+pub(super) struct Mixture {
+    /// By number.
+    ids: Vec<RecordId>,
+    /// Shapes of each: scales may be stored in two bytes for some and in four for others.
+    shapes: Vec<(NBits, NBits)>,
+    routing: Routing,
+    bytes: Bytes,
+}
+
+/// A token's use of an expert.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Use {
+    expert: usize,
+    token: usize,
+    weight: f32,
+}
+
+impl Mixture {
+    /// Experts that are alike, which the caller has checked.
+    pub fn new(index: &ShardIndex, ids: Vec<RecordId>, routing: Routing, bytes: Bytes) -> Self {
+        let shapes = ids.iter().filter_map(|id| match &index.records[*id].what {
+            What::Expert { gate_up, down, .. } => Some((*gate_up, *down)),
+            _ => None,
+        });
+        Self { shapes: shapes.collect(), ids, routing, bytes }
+    }
+
+    fn hidden(&self) -> usize {
+        self.shapes[0].1.rows
+    }
+
+    /// What one expert says to the tokens that use it, `[uses, hidden]`.
+    fn say(&self, uses: &[Use], record: &[u8], x: &[f32], said: &mut Vec<f32>, parallel: &dyn Parallel) {
+        let hidden = self.hidden();
+        let (gate_up, down) = &self.shapes[uses[0].expert];
+        said.resize(uses.len() * hidden, 0.0);
+        if let [only] = uses {
+            kernels::expert(gate_up, down, record, &x[only.token * hidden..][..hidden], said, parallel);
+            return;
+        }
+        let rows: Vec<f32> = uses.iter().flat_map(|one| &x[one.token * hidden..][..hidden]).copied().collect();
+        kernels::expert(gate_up, down, record, &rows, said, parallel);
+    }
+
+    fn mix_part(&self, uses: &[Use], x: &[f32], out: &mut [f32], parallel: &dyn Parallel) -> Result<()> {
+        let groups: Vec<&[Use]> = uses.chunk_by(|a, b| a.expert == b.expert).collect();
+        let ids: Vec<RecordId> = groups.iter().map(|group| self.ids[group[0].expert]).collect();
+        let mut said: Vec<Vec<f32>> = vec![Vec::new(); groups.len()];
+        let mut request = self.bytes.pager()?.request(&ids);
+        while let Some(arrived) = request.next() {
+            let (place, lease) = arrived?;
+            self.say(groups[place], &lease, x, &mut said[place], parallel);
+        }
+        // Sums are taken in the order of the experts' numbers, whatever the order of arrival: the result must not
+        // depend on what happened to be in memory.
+        out.fill(0.0);
+        for (group, said) in groups.iter().zip(&said) {
+            self.add(group, said, out);
+        }
+        Ok(())
+    }
+
+    fn add(&self, uses: &[Use], said: &[f32], out: &mut [f32]) {
+        let hidden = self.hidden();
+        for (one, row) in uses.iter().zip(said.chunks_exact(hidden)) {
+            for (sum, value) in out[one.token * hidden..][..hidden].iter_mut().zip(row) {
+                *sum = one.weight.mul_add(*value, *sum);
+            }
+        }
+    }
+}
+
+impl Experts for Mixture {
+    fn shape(&self) -> (usize, usize) {
+        (self.hidden(), self.ids.len())
+    }
+
+    fn mix(
+        &self,
+        x: &[f32],
+        scores: &[f32],
+        mixing: Option<&[f32]>,
+        out: &mut [f32],
+        parallel: &dyn Parallel,
+    ) -> Result<()> {
+        let (hidden, experts) = self.shape();
+        let part = (KEPT_APART / (self.routing.k * hidden * size_of::<f32>())).max(1);
+        let mixing = |number: usize| mixing.map(|mixing| &mixing[number * part * experts..]);
+        let parts = x.chunks(part * hidden).zip(scores.chunks(part * experts)).zip(out.chunks_mut(part * hidden));
+        for (number, ((x, scores), out)) in parts.enumerate() {
+            let uses = route(scores, mixing(number), experts, self.routing);
+            self.mix_part(&uses, x, out, parallel)?;
+        }
+        Ok(())
+    }
+}
+
+/// Who uses whom, by expert and then by token. The `k` highest scores of a token choose (of equal ones the later
+/// expert, as ONNX Runtime's kernel does), and weigh by softmax over the chosen, unless `mixing` has weights.
+fn route(scores: &[f32], mixing: Option<&[f32]>, experts: usize, routing: Routing) -> Vec<Use> {
+    let mut uses = Vec::with_capacity(scores.len() / experts * routing.k);
+    let mut order: Vec<usize> = Vec::with_capacity(experts);
+    for (token, scores) in scores.chunks_exact(experts).enumerate() {
+        order.clear();
+        order.extend(0..experts);
+        let by_score = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(b.cmp(a));
+        if routing.k < experts {
+            order.select_nth_unstable_by(routing.k - 1, by_score);
+            order.truncate(routing.k);
+        }
+        let given = mixing.map(|mixing| &mixing[token * experts..][..experts]);
+        let highest = order.iter().map(|expert| scores[*expert]).fold(f32::NEG_INFINITY, f32::max);
+        let raw = |expert: usize| given.map_or_else(|| (scores[expert] - highest).exp(), |given| given[expert]);
+        order.sort_unstable();
+        let total: f32 = order.iter().map(|expert| raw(*expert)).sum();
+        let divide = given.is_none() || routing.normalize;
+        let scale = if divide && total != 0.0 { total.recip() } else { 1.0 };
+        uses.extend(order.iter().map(|&expert| Use { expert, token, weight: raw(expert) * scale }));
+    }
+    uses.sort_by_key(|one| (one.expert, one.token));
+    uses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(uses: &[Use]) -> Vec<(usize, usize)> {
+        uses.iter().map(|one| (one.expert, one.token)).collect()
+    }
+
+    #[test]
+    fn the_highest_scores_choose_and_softmax_weighs() {
+        let routing = Routing { k: 2, normalize: true };
+        let uses = route(&[0.0, 2.0, 1.0, -5.0, 3.0, 3.0, 3.0, 0.0], None, 4, routing);
+        // Of three equal scores the later two.
+        assert_eq!(chosen(&uses), [(1, 0), (1, 1), (2, 0), (2, 1)]);
+        let weight = |expert, token| uses.iter().find(|one| (one.expert, one.token) == (expert, token)).unwrap().weight;
+        assert!((weight(1, 0) - 1.0 / (1.0 + (-1f32).exp())).abs() < 1e-6);
+        assert!((weight(1, 0) + weight(2, 0) - 1.0).abs() < 1e-6);
+        assert!((weight(1, 1) - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn mixing_weights_are_taken_as_they_are() {
+        let routing = Routing { k: 2, normalize: false };
+        let uses = route(&[0.1, 0.9, 0.5], Some(&[9.0, 0.25, 0.5]), 3, routing);
+        assert_eq!(chosen(&uses), [(1, 0), (2, 0)]);
+        assert_eq!((uses[0].weight, uses[1].weight), (0.25, 0.5));
+        let uses = route(&[0.1, 0.9, 0.5], Some(&[9.0, 0.25, 0.5]), 3, Routing { k: 2, normalize: true });
+        assert!((uses[0].weight - 1.0 / 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn all_experts_may_be_chosen() {
+        let uses = route(&[1.0, 2.0], None, 2, Routing { k: 2, normalize: true });
+        assert_eq!(chosen(&uses), [(0, 0), (1, 0)]);
+    }
+}
