@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ortbench::cell::{Backend, Dtype, ProviderKind, RuntimeRef};
 use ortbench::error::{Context, Error, Result};
-use ortbench::loader::kernels;
+use ortbench::loader::kernels::{self, Share};
 use ortbench::package::shards::NBits;
 use ortbench::runtime::custom::Parallel;
 use ortbench::runtime::{Bindings, BufferId, Runtime, Session, SessionOptions, catalog};
@@ -303,17 +303,14 @@ fn mixture(
     for (token, scores) in scores.chunks_exact(EXPERTS).enumerate() {
         route(scores).into_iter().for_each(|(expert, weight)| tokens[expert].push((token, weight)));
     }
+    let rows: Vec<Vec<usize>> = tokens.iter().map(|tokens| tokens.iter().map(|(token, _)| *token).collect()).collect();
+    let shares: Vec<Share<'_>> = records.iter().zip(&rows).map(|(record, rows)| Share { record, rows }).collect();
+    let mut results = vec![0.0; tokens.iter().map(Vec::len).sum::<usize>() * HIDDEN];
+    kernels::experts(gate_up, down, &shares, x, &mut results, parallel);
     out.fill(0.0);
-    let (mut gathered, mut result) = (Vec::new(), Vec::new());
-    for (record, tokens) in records.iter().zip(&tokens).filter(|(_, tokens)| !tokens.is_empty()) {
-        gathered.clear();
-        tokens.iter().for_each(|(token, _)| gathered.extend_from_slice(&x[token * HIDDEN..][..HIDDEN]));
-        result.resize(gathered.len(), 0.0);
-        kernels::expert(gate_up, down, record, &gathered, &mut result, parallel);
-        for ((token, weight), result) in tokens.iter().zip(result.chunks_exact(HIDDEN)) {
-            for (out, result) in out[token * HIDDEN..][..HIDDEN].iter_mut().zip(result) {
-                *out += weight * result;
-            }
+    for ((token, weight), result) in tokens.iter().flatten().zip(results.chunks_exact(HIDDEN)) {
+        for (out, result) in out[token * HIDDEN..][..HIDDEN].iter_mut().zip(result) {
+            *out += weight * result;
         }
     }
 }

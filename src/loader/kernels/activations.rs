@@ -58,6 +58,19 @@ impl Activations {
             (0..rows).for_each(row);
         }
     }
+
+    /// Takes rows of others, which may come more than once.
+    pub fn gather(&mut self, from: &Self, rows: impl Iterator<Item = usize>) {
+        (self.stride, self.blocks) = (from.stride, from.blocks);
+        self.codes.clear();
+        self.scales.clear();
+        self.starts.clear();
+        for row in rows {
+            self.codes.extend_from_slice(&from.codes[row * from.stride..][..from.stride]);
+            self.scales.extend_from_slice(&from.scales[row * from.blocks..][..from.blocks]);
+            self.starts.extend_from_slice(&from.starts[row * from.blocks..][..from.blocks]);
+        }
+    }
 }
 
 fn round_row(

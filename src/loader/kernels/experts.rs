@@ -4,18 +4,30 @@ use std::cell::RefCell;
 
 use super::Shared;
 use super::activations::Activations;
-use super::layout::{Format, GROUP, packed_bytes};
-use super::product::{Tiles, rows_of};
+use super::layout::{Format, GROUP, check, packed_bytes};
+use super::product::{Tiles, rows_of, wanted_tasks};
 use super::silu::gate;
 use super::tile::{self, ROWS, Sums, Version};
 use crate::package::shards::NBits;
 use crate::runtime::custom::Parallel;
 
+/// An expert and the rows that it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Share<'a> {
+    /// Its gate and up projection packed (row 2i the gate's, row 2i + 1 the up projection's), then its down projection
+    /// packed.
+    pub record: &'a [u8],
+    /// Rows of the inputs.
+    pub rows: &'a [usize],
+}
+
 /// What a call needs between its steps.
 #[derive(Debug, Default)]
 struct Scratch {
+    /// The inputs in 8 bits, and the same gathered: a row for each row of each expert.
     x: Activations,
-    /// `silu(gate) · up`, `[experts · rows, intermediate]`.
+    gathered: Activations,
+    /// `silu(gate) · up`, `[rows of all experts, intermediate]`.
     hidden: Vec<f32>,
     /// The same in 8 bits.
     codes: Activations,
@@ -36,51 +48,63 @@ pub fn expert_bytes(gate_up: &NBits, down: &NBits) -> usize {
     down_offset(gate_up) + packed_bytes(down)
 }
 
-/// One routed expert on some rows: `out = down(silu(gate) · up)`, where row 2i of `gate_up` is the gate's and row
-/// 2i + 1 the up projection's. `record` is `gate_up` packed, then `down` packed.
+/// One routed expert on some rows: `out = down(silu(gate) · up)`. For `record` see [`Share`].
 ///
 /// # Panics
 /// When the shapes do not fit each other, or a slice is not as long as they say: bugs of the caller.
 pub fn expert(gate_up: &NBits, down: &NBits, record: &[u8], x: &[f32], out: &mut [f32], parallel: &dyn Parallel) {
-    expert_with(Version::best(), gate_up, down, record, x, out, parallel);
+    let rows: Vec<usize> = (0..rows_of(x, gate_up.columns)).collect();
+    experts(gate_up, down, &[Share { record, rows: &rows }], x, out, parallel);
 }
 
-pub(super) fn expert_with(
-    version: Version,
+/// Some experts, each on its rows of `x`, in two parallel steps for all of them. `out` gets a row for each row of the
+/// first share, then of the second, and so on, neither weighed nor added: what [`expert`] gives for each.
+///
+/// # Panics
+/// As [`expert`], and for rows that `x` does not have.
+pub fn experts(
     gate_up: &NBits,
     down: &NBits,
-    record: &[u8],
+    shares: &[Share<'_>],
     x: &[f32],
     out: &mut [f32],
     parallel: &dyn Parallel,
 ) {
-    let rows = rows_of(x, gate_up.columns);
-    assert_eq!(out.len(), rows * down.rows, "the outputs of {rows} rows");
-    if rows == 0 {
-        return;
-    }
+    experts_with(Version::best(), gate_up, down, shares, x, out, parallel);
+}
+
+pub(super) fn experts_with(
+    version: Version,
+    gate_up: &NBits,
+    down: &NBits,
+    shares: &[Share<'_>],
+    x: &[f32],
+    out: &mut [f32],
+    parallel: &dyn Parallel,
+) {
+    let formats = Formats::new(gate_up, down);
     let mut scratch = SCRATCH.take();
-    let down = Formats::new(gate_up, down).hidden(version, &[record], x, &mut scratch, parallel);
-    let weights = &record[record.len() - down.bytes()..];
+    let work = formats.hidden(version, shares, x, &mut scratch, parallel);
+    assert_eq!(out.len(), work.rows * down.rows, "the outputs of {} rows of experts", work.rows);
+    let (down, width) = (&formats.down, down.rows);
     let out = Shared::new(out);
-    let tiles = Tiles::new(&down, rows, 1, parallel.threads());
-    parallel.run(tiles.count(), &|task| {
-        tiles.each(version, &down, weights, &scratch.codes, task, &mut |row, group, sums| {
+    work.run(down, parallel, &|share, tiles, first, task| {
+        let weights = &share.record[formats.gate_up.bytes()..];
+        tiles.each(version, down, weights, &scratch.codes, first, task, &mut |row, group, sums| {
             let at = group * GROUP;
-            let count = GROUP.min(down.rows - at);
+            let count = GROUP.min(width - at);
             // SAFETY: each place of the output belongs to one tile, and `out` is borrowed until all are done.
-            unsafe { out.slice(row * down.rows + at, count) }.copy_from_slice(&sums[..count]);
+            unsafe { out.slice(row * width + at, count) }.copy_from_slice(&sums[..count]);
         });
     });
     SCRATCH.set(scratch);
 }
 
 /// The weighed sum of some experts on one token: `out = Σ weight · expert(x)`, in the order given, the first a product
-/// and each further one a fused multiply-add. All experts share two parallel steps, where [`expert`] would take two
-/// for each.
+/// and each further one a fused multiply-add. The outputs of single experts are never written.
 ///
 /// # Panics
-/// As [`expert`].
+/// As [`expert`], and when no expert is given.
 pub fn experts_of_one_token(
     gate_up: &NBits,
     down: &NBits,
@@ -102,18 +126,21 @@ pub(super) fn one_token_with(
     parallel: &dyn Parallel,
 ) {
     assert_eq!((x.len(), out.len()), (gate_up.columns, down.rows), "inputs and outputs of one token");
+    assert!(!chosen.is_empty(), "a token without experts");
+    let formats = Formats::new(gate_up, down);
     let mut scratch = SCRATCH.take();
-    let records: Vec<&[u8]> = chosen.iter().map(|(record, _)| *record).collect();
-    let down = Formats::new(gate_up, down).hidden(version, &records, x, &mut scratch, parallel);
+    let shares: Vec<Share<'_>> = chosen.iter().map(|(record, _)| Share { record, rows: &[0] }).collect();
+    formats.hidden(version, &shares, x, &mut scratch, parallel);
+    let down = &formats.down;
     let out = Shared::new(out);
-    let tiles = Tiles::new(&down, 1, chosen.len(), parallel.threads());
+    let tiles = Tiles::new(down, 1, chosen.len(), wanted_tasks(parallel));
     parallel.run(tiles.count(), &|task| {
         let mut sums: Sums = [[0.0; GROUP]; ROWS];
         for group in tiles.groups(task) {
             let mut mixed = [0.0; GROUP];
             for (number, (record, weight)) in chosen.iter().enumerate() {
-                let weights = &record[record.len() - down.bytes() + group * down.group_bytes..][..down.group_bytes];
-                tile::compute(version, &down, weights, &scratch.codes, number, 1, &mut sums);
+                let weights = &record[formats.gate_up.bytes() + group * down.group_bytes..][..down.group_bytes];
+                tile::compute(version, down, weights, &scratch.codes, number, 1, &mut sums);
                 mix(version, number == 0, *weight, &sums[0], &mut mixed);
             }
             let at = group * GROUP;
@@ -148,50 +175,88 @@ fn mix(version: Version, first: bool, weight: f32, sums: &[f32; GROUP], mixed: &
 
 /// The formats of an expert's two matrices.
 struct Formats {
-    gate_up: NBits,
-    down: NBits,
+    gate_up: Format,
+    down: Format,
 }
 
 impl Formats {
     fn new(gate_up: &NBits, down: &NBits) -> Self {
         assert_eq!(gate_up.rows, 2 * down.columns, "rows of gates and up projections");
-        Self { gate_up: *gate_up, down: *down }
+        for shape in [gate_up, down] {
+            check(shape).expect("the shape of a packed matrix was checked");
+        }
+        Self { gate_up: Format::new(gate_up), down: Format::new(down) }
     }
 
-    /// Computes `silu(gate) · up` of each expert on all rows and rounds it for the down projection, into
-    /// `scratch.codes`: row `expert · rows + row`.
-    fn hidden(
+    /// Computes `silu(gate) · up` of each share's rows and rounds it for the down projection, into `scratch.codes`.
+    fn hidden<'a>(
         &self,
         version: Version,
-        records: &[&[u8]],
+        shares: &'a [Share<'a>],
         x: &[f32],
         scratch: &mut Scratch,
         parallel: &dyn Parallel,
-    ) -> Format {
-        let cut = down_offset(&self.gate_up);
-        for record in records {
-            assert_eq!(record.len(), expert_bytes(&self.gate_up, &self.down), "the bytes of an expert");
-        }
-        super::layout::check(&self.gate_up).expect("the shape of a packed matrix was checked");
-        super::layout::check(&self.down).expect("the shape of a packed matrix was checked");
-        let (gate_up, down) = (Format::new(&self.gate_up), Format::new(&self.down));
+    ) -> Work<'a> {
+        let Self { gate_up, down } = self;
         let rows = rows_of(x, gate_up.columns);
-        scratch.x.fill(version, &gate_up, x, parallel);
-        scratch.hidden.resize(records.len() * rows * down.columns, 0.0);
+        for share in shares {
+            assert_eq!(share.record.len(), gate_up.bytes() + down.bytes(), "the bytes of an expert");
+            assert!(share.rows.iter().all(|&row| row < rows), "rows of an expert that the inputs do not have");
+        }
+        let work = Work::new(shares);
+        scratch.x.fill(version, gate_up, x, parallel);
+        scratch.gathered.gather(&scratch.x, shares.iter().flat_map(|share| share.rows).copied());
+        scratch.hidden.resize(work.rows * down.columns, 0.0);
         let hidden = Shared::new(&mut scratch.hidden);
-        let each = parallel.threads().div_ceil(records.len().max(1));
-        let tiles = Tiles::new(&gate_up, rows, 1, each);
-        parallel.run(records.len() * tiles.count(), &|task| {
-            let (number, task) = (task / tiles.count(), task % tiles.count());
-            tiles.each(version, &gate_up, &records[number][..cut], &scratch.x, task, &mut |row, group, sums| {
+        let gathered = &scratch.gathered;
+        work.run(gate_up, parallel, &|share, tiles, first, task| {
+            let weights = &share.record[..gate_up.bytes()];
+            tiles.each(version, gate_up, weights, gathered, first, task, &mut |row, group, sums| {
                 let at = group * (GROUP / 2);
                 let count = (GROUP / 2).min(down.columns - at);
                 // SAFETY: each place belongs to one tile, and `hidden` is borrowed until all are done.
-                let out = unsafe { hidden.slice((number * rows + row) * down.columns + at, count) };
-                gate(version, sums, out);
+                gate(version, sums, unsafe { hidden.slice(row * down.columns + at, count) });
             });
         });
-        scratch.codes.fill(version, &down, &scratch.hidden, parallel);
-        down
+        scratch.codes.fill(version, down, &scratch.hidden, parallel);
+        work
+    }
+}
+
+/// Products of several shares as one piece of work.
+struct Work<'a> {
+    /// Each share that has rows, with the first of them among the rows of all shares.
+    shares: Vec<(Share<'a>, usize)>,
+    rows: usize,
+}
+
+impl<'a> Work<'a> {
+    fn new(shares: &[Share<'a>]) -> Self {
+        let mut rows = 0;
+        let place = |share: &Share<'a>| {
+            let first = rows;
+            rows += share.rows.len();
+            (*share, first)
+        };
+        let mut shares: Vec<_> = shares.iter().map(place).collect();
+        shares.retain(|(share, _)| !share.rows.is_empty());
+        Self { shares, rows }
+    }
+
+    /// Runs the tasks of every share: `each(share, its tiles, its first row, task)`.
+    fn run(&self, format: &Format, parallel: &dyn Parallel, each: &(dyn Fn(&Share<'_>, &Tiles, usize, usize) + Sync)) {
+        let wanted = wanted_tasks(parallel).div_ceil(self.shares.len().max(1));
+        let mut count = 0;
+        let place = |(share, first): &(Share<'a>, usize)| {
+            let tiles = Tiles::new(format, share.rows.len(), 1, wanted);
+            count += tiles.count();
+            (*share, *first, tiles, count - tiles.count())
+        };
+        let tasks: Vec<_> = self.shares.iter().map(place).collect();
+        parallel.run(count, &|task| {
+            let at = tasks.partition_point(|(.., start)| *start <= task) - 1;
+            let (share, first, tiles, start) = &tasks[at];
+            each(share, tiles, *first, task - start);
+        });
     }
 }

@@ -41,9 +41,9 @@ pub(super) fn multiply_with(
     let mut activations = SCRATCH.take();
     activations.fill(version, &format, x, parallel);
     let out = Shared::new(out);
-    let tiles = Tiles::new(&format, rows, 1, parallel.threads());
+    let tiles = Tiles::new(&format, rows, 1, wanted_tasks(parallel));
     parallel.run(tiles.count(), &|task| {
-        tiles.each(version, &format, packed, &activations, task, &mut |row, group, sums| {
+        tiles.each(version, &format, packed, &activations, 0, task, &mut |row, group, sums| {
             let at = group * GROUP;
             let count = GROUP.min(format.rows - at);
             // SAFETY: each place of the output belongs to one tile, and `out` is borrowed until all are done.
@@ -78,22 +78,28 @@ const TASK_PRODUCTS: usize = 1 << 18;
 /// Tasks for each thread, if there is work enough: one thread that is late holds the others up by at most this part.
 const TASKS_A_THREAD: usize = 8;
 
+/// How many tasks a piece of work is best cut into.
+pub(super) fn wanted_tasks(parallel: &dyn Parallel) -> usize {
+    match parallel.threads() {
+        0 | 1 => 1,
+        threads => threads * TASKS_A_THREAD,
+    }
+}
+
 impl Tiles {
-    /// `copies` is how many matrices of the format each task multiplies by.
-    pub fn new(format: &Format, rows: usize, copies: usize, threads: usize) -> Self {
+    /// About as many tasks as are wanted, none of them too small. `copies` is how many matrices of the format each task
+    /// multiplies by.
+    pub fn new(format: &Format, rows: usize, copies: usize, wanted: usize) -> Self {
         let rows_each = (BAND_BYTES / format.padded()).max(1).next_multiple_of(ROWS).min(rows);
         let groups = format.groups();
-        let least = TASK_PRODUCTS.div_ceil(GROUP * format.padded() * rows_each * copies.max(1));
-        let groups_each = match threads {
-            0 | 1 => groups,
-            _ => groups.div_ceil(threads * TASKS_A_THREAD).max(least).min(groups),
-        };
+        let least = TASK_PRODUCTS.div_ceil(GROUP * format.padded() * rows_each.max(1) * copies.max(1));
+        let groups_each = groups.div_ceil(wanted.max(1)).max(least).min(groups);
         Self { rows, rows_each, groups, groups_each, runs: groups.div_ceil(groups_each) }
     }
 
     /// Tasks.
     pub fn count(&self) -> usize {
-        self.rows.div_ceil(self.rows_each) * self.runs
+        self.rows.div_ceil(self.rows_each.max(1)) * self.runs
     }
 
     /// The groups of weights of a task.
@@ -102,18 +108,20 @@ impl Tiles {
         run * self.groups_each..((run + 1) * self.groups_each).min(self.groups)
     }
 
-    /// Computes a task; `take` gets each row's sums with the row and the group.
+    /// Computes a task on the rows of activations from `start` on; `take` gets each row's sums with the row and the group.
+    #[expect(clippy::too_many_arguments, reason = "what a product is made of")]
     pub fn each(
         &self,
         version: Version,
         format: &Format,
         packed: &[u8],
         activations: &Activations,
+        start: usize,
         task: usize,
         take: &mut dyn FnMut(usize, usize, &[f32; GROUP]),
     ) {
         let band = task / self.runs;
-        let rows = band * self.rows_each..((band + 1) * self.rows_each).min(self.rows);
+        let rows = start + band * self.rows_each..start + ((band + 1) * self.rows_each).min(self.rows);
         let mut sums: Sums = [[0.0; GROUP]; ROWS];
         for group in self.groups(task) {
             let weights = &packed[group * format.group_bytes..][..format.group_bytes];

@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::experts::{expert_with, one_token_with};
+use super::experts::{experts_with, one_token_with};
 use super::layout::{check, half_scales_lose_nothing, pack, packed_bytes, unpack};
 use super::product::multiply_with;
 use super::tile::Version;
-use super::{down_offset, expert_bytes};
+use super::{Share, down_offset, expert_bytes};
 use crate::package::shards::NBits;
 use crate::runtime::custom::Parallel;
 
@@ -207,11 +207,13 @@ proptest! {
             .map(|_| [gate_up, down].map(|shape| Onnx::random(shape, &mut random)))
             .map(|pair| ([pair[0].pack(), pair[1].pack()].concat(), pair))
             .collect();
+        let every: Vec<usize> = (0..rows).collect();
         let mut outs = Vec::new();
         for (record, [first, second]) in &records {
             prop_assert_eq!((record.len(), down_offset(&gate_up)), (expert_bytes(&gate_up, &down), first.pack().len()));
             let mut out = vec![f32::INFINITY; rows * hidden];
-            expert_with(Version::Scalar, &gate_up, &down, record, &x, &mut out, &Serial);
+            let share = Share { record, rows: &every };
+            experts_with(Version::Scalar, &gate_up, &down, &[share], &x, &mut out, &Serial);
             let pairs = product(Version::Scalar, first, &first.pack(), &x, &Serial);
             let gated = |pair: &[f32]| {
                 let gate = f64::from(pair[0]);
@@ -228,10 +230,20 @@ proptest! {
             }
             for version in Version::all() {
                 let mut again = vec![0.0; rows * hidden];
-                expert_with(version, &gate_up, &down, record, &x, &mut again, &Threads(3));
+                experts_with(version, &gate_up, &down, &[share], &x, &mut again, &Threads(3));
                 prop_assert_eq!(bits(&again), bits(&out), "{:?}", version);
             }
             outs.push(out);
+        }
+        // Each expert on rows of its own, one of them on none, in one call.
+        let chosen: [Vec<usize>; 3] = [every.iter().rev().step_by(2).copied().collect(), vec![], vec![rows / 2, rows / 2]];
+        let shares: Vec<Share<'_>> =
+            records.iter().zip(&chosen).map(|((record, _), rows)| Share { record, rows }).collect();
+        for version in Version::all() {
+            let mut out = vec![f32::INFINITY; chosen.iter().flatten().count() * hidden];
+            experts_with(version, &gate_up, &down, &shares, &x, &mut out, &Threads(2));
+            let each = outs.iter().zip(&chosen).flat_map(|(out, rows)| rows.iter().map(move |row| &out[row * hidden..][..hidden]));
+            prop_assert_eq!(bits(&out), bits(&each.collect::<Vec<_>>().concat()), "{:?}", version);
         }
         let weights = [0.5_f32, 0.3, 0.2];
         let chosen: Vec<(&[u8], f32)> = records.iter().map(|(record, _)| &record[..]).zip(weights).collect();
