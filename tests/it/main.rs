@@ -16,6 +16,7 @@ mod images;
 mod interruption;
 mod limits;
 mod measuring;
+mod pack;
 mod sandbox;
 mod scoring;
 mod tables;
