@@ -17,6 +17,7 @@ mod interruption;
 mod limits;
 mod measuring;
 mod packs;
+mod pack;
 mod sandbox;
 mod scoring;
 mod tables;

@@ -26,6 +26,13 @@ pub struct Part {
 pub fn kept(source: &Source, rewritten: &Rewritten) -> Vec<String> {
     let mut read: HashSet<&str> = rewritten.nodes.iter().flat_map(|node| node.reads()).collect();
     read.extend(source.graph.output.iter().map(|output| output.name()));
+    // A record has the name of the constant that it is, where that is free.
+    for name in rewritten.nodes.iter().flat_map(|node| node.makes()) {
+        read.remove(name);
+    }
+    for (_, input) in &rewritten.inputs {
+        read.remove(input.name());
+    }
     let names = source.graph.initializer.iter().map(TensorProto::name);
     names.filter(|name| read.contains(name)).map(str::to_owned).collect()
 }
