@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokenizers::Tokenizer;
 
-use crate::cell::{Backend, ProviderKind, RuntimeRef};
+use crate::cell::{Backend, MemoryAmount, ProviderKind, Residency, RuntimeRef};
 use crate::engine::sampling::Sampling;
 use crate::engine::{Ended, Model, Plan, Prompt, generate};
 use crate::error::{Context, Error, Result};
@@ -63,6 +63,19 @@ pub struct Args {
     /// Threads of one operator. Default: the cores that this process may use.
     #[arg(long)]
     threads: Option<u32>,
+    /// Where a pack's weights live: all in memory, mapped, streamed ahead of use, or experts on demand.
+    #[arg(long, value_name = "RESIDENCY", help_heading = "Packs")]
+    residency: Option<Residency>,
+    /// What the process may hold in all, as `4GiB`, or a share of the weights, as `50%`; for streamed weights and
+    /// experts on demand.
+    #[arg(long, value_name = "SIZE", requires = "residency", help_heading = "Packs")]
+    memory_budget: Option<MemoryAmount>,
+    /// Let that many prompts go through a layer together, all of them before the next layer's weights are read.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Packs")]
+    micro_batch: Option<u32>,
+    /// Let the key/value caches wait in an unnamed file in this folder.
+    #[arg(long, value_name = "DIR", help_heading = "Packs")]
+    offload: Option<PathBuf>,
     /// Print the generated token ids instead of text.
     #[arg(long)]
     ids: bool,
@@ -91,7 +104,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let runtime = Runtime::load(&library.path)?;
     let threads = args.threads.unwrap_or_else(probe::cpu::default_threads);
     let loading = Instant::now();
-    let plan = Plan { images: !args.image.is_empty(), ..Plan::with_threads(threads) };
+    let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let plan = Plan {
+        images: !args.image.is_empty(),
+        residency: args.residency,
+        budget: args.memory_budget.and_then(|amount| amount.bytes(package.bytes(), None)),
+        micro_batch: args.micro_batch,
+        offload: args.offload.clone(),
+        sequences: prompts.len() as u32,
+        tokens: (longest + args.max_tokens) as u32,
+        ..Plan::with_threads(threads)
+    };
     let mut model = Model::load(&runtime, &package, &backend, &plan)?;
     let loaded = loading.elapsed().as_secs_f64();
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::cell::{Backend, Flavour};
+use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
@@ -11,7 +12,8 @@ use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
 use crate::loader::pager::Statistics;
 use crate::loader::spill::Spill;
-use crate::package::{CacheUpdate, Graph, Manifest, Package, Padding, Port, PortRole};
+use crate::package::shards::ALIGNMENT;
+use crate::package::{CacheUpdate, Dim, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::{Placement, Runtime, Session, SessionOptions, providers};
 
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
@@ -78,6 +80,13 @@ impl Model {
         let weights = Weights::of(package, plan)?;
         let given = weights.as_ref().map(Weights::operators);
         let opening = Opening { runtime, package, backend, options: &options, weights: given.as_ref() };
+        if weights.is_none() && plan.cuts_the_graph() {
+            return Err(Error::unsupported(format!(
+                "`{}` is no pack: its graph runs in one piece",
+                package.root.display()
+            ))
+            .hint("make one with `ortbench pack`, or leave `micro_batch` and `offload` out"));
+        }
         let parts = match &weights {
             Some(weights) if plan.cuts_the_graph() => opening.cut(weights.index(), &ports)?,
             _ => opening.whole(graph, &ports)?,
@@ -105,8 +114,8 @@ impl Model {
                 return Err(Error::unsupported("caches wait on disk only where the graph is cut into layers")
                     .hint("make a pack of the model with `ortbench pack`"));
             }
-            // Rows are padded to whole pages.
-            model.spill = Some(Arc::new(Mutex::new(Spill::new(folder, cache + cache / 4 + (64 << 20))?)));
+            let room = model.offload_bytes(plan.sequences as usize, plan.tokens as usize);
+            model.spill = Some(Arc::new(Mutex::new(Spill::new(folder, room)?)));
             // The part that runs, the next one, and the one on its way out.
             let turns = model.parts.len() * (plan.sequences as usize).div_ceil(model.micro_batch.unwrap_or(usize::MAX));
             reserve = 3 * cache / turns as u64;
@@ -168,6 +177,17 @@ impl Model {
     /// row only.
     pub fn extends_batches(&self) -> bool {
         self.manifest.flavour == Flavour::Plain
+    }
+
+    /// Bytes on disk for caches that wait there: rows begin at whole pages.
+    fn offload_bytes(&self, batch: usize, capacity: usize) -> u64 {
+        let widest = |(past, _): &(Port, Port)| match past.dims.as_slice() {
+            [_, _, _, Dim::Size(width)] => aligned_capacity(capacity, *width as usize * past.dtype.size()),
+            _ => capacity,
+        };
+        let capacity = self.ports.cache.iter().map(widest).max().unwrap_or(capacity);
+        let pages = (self.ports.cache.len() * batch) as u64 * ALIGNMENT;
+        (batch * capacity) as u64 * self.manifest.cache.bytes_per_token + pages
     }
 
     /// Image tokens of the prompts: the places for rows of features.
