@@ -7,24 +7,26 @@
 //! arm goes through copies of a matrix that together are larger than the caches, as a model's pass does. `--half`
 //! stores our scales in two bytes. Ratios are stock time ÷ our time, with a 95 % interval.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ortbench::cell::{Backend, Dtype, ProviderKind, RuntimeRef};
+use ortbench::cell::RuntimeRef;
 use ortbench::error::{Context, Error, Result};
 use ortbench::loader::kernels::{self, Share};
 use ortbench::package::shards::NBits;
 use ortbench::runtime::custom::Parallel;
-use ortbench::runtime::{Bindings, BufferId, Runtime, Session, SessionOptions, catalog};
+use ortbench::runtime::{Runtime, catalog};
 use ortbench::stats::{Ratio, Summary};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 #[path = "kernels/graph.rs"]
 mod graph;
+#[path = "kernels/stock.rs"]
+mod stock;
 
 use graph::Graph;
+use stock::Stock;
 
 const BLOCK: usize = 32;
 /// Outputs and inputs of Qwen3-4B's matrices.
@@ -168,7 +170,7 @@ impl Bench {
             graph.value(12, &format!("y{copy}"), outputs);
         }
         graph.value(11, "x", inputs);
-        let mut stock = Stock::new(self, &graph)?;
+        let mut stock = Stock::new(&self.runtime, self.threads, &graph)?;
         drop(graph);
         for &m in rows {
             let x = activations(m * inputs);
@@ -187,7 +189,7 @@ impl Bench {
                 },
                 &mut || stock.run(),
             )?;
-            let error = difference(&out, stock.bindings.read(y, m * outputs));
+            let error = difference(&out, stock.read(y, m * outputs));
             let products = (m * outputs * inputs * copies) as f64;
             let bytes = [bytes * copies, weights.stock_bytes() * copies];
             report(&format!("{name} {outputs}×{inputs}, {m} rows"), times, bytes, products, error)?;
@@ -232,7 +234,7 @@ impl Bench {
         graph.value(11, "x", HIDDEN);
         graph.value(11, "scores", EXPERTS);
         graph.value(12, "y0", HIDDEN);
-        let mut stock = Stock::new(self, &graph)?;
+        let mut stock = Stock::new(&self.runtime, self.threads, &graph)?;
         drop(graph);
 
         let shapes = (&gate_up.shape, &down.shape);
@@ -250,7 +252,7 @@ impl Bench {
                 },
                 &mut || stock.run(),
             )?;
-            let error = difference(&out, stock.bindings.read(y, m * HIDDEN));
+            let error = difference(&out, stock.read(y, m * HIDDEN));
             let mut used: Vec<usize> = scores.chunks_exact(EXPERTS).flat_map(|s| route(s).map(|(e, _)| e)).collect();
             used.sort_unstable();
             used.dedup();
@@ -376,59 +378,4 @@ impl Aligned {
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..][..self.length]
     }
-}
-
-/// ONNX Runtime's kernels.
-struct Stock {
-    bindings: Bindings,
-    session: Session,
-}
-
-impl Stock {
-    fn new(bench: &Bench, graph: &Graph) -> Result<Self> {
-        let folder = tempfile::tempdir().context("cannot make a folder")?;
-        let file = folder.path().join("model.onnx");
-        std::fs::write(&file, graph.model()).context("cannot write a model")?;
-        let session = open(&bench.runtime, &file, bench.threads)?;
-        Ok(Self { bindings: Bindings::new(&session)?, session })
-    }
-
-    /// Returns the buffer of the last output.
-    fn bind(
-        &mut self,
-        rows: usize,
-        x: &[f32],
-        inputs: usize,
-        outputs: usize,
-        names: impl Iterator<Item = String>,
-        scores: Option<(&[f32], usize)>,
-    ) -> Result<BufferId> {
-        let more = scores.map(|(scores, width)| ("scores", scores, width));
-        for (name, values, width) in std::iter::once(("x", x, inputs)).chain(more) {
-            let id = self.bindings.allocate(values.len() * 4)?;
-            self.bindings.write_f32(id, Dtype::Float32, values);
-            self.bindings.bind_input(name, id, Dtype::Float32, &[rows, width])?;
-        }
-        let mut last = None;
-        for name in names {
-            let y = self.bindings.allocate(rows * outputs * 4)?;
-            self.bindings.bind_output(&name, y, Dtype::Float32, &[rows, outputs])?;
-            last = Some(y);
-        }
-        last.ok_or_else(|| Error::new("no outputs"))
-    }
-
-    fn run(&mut self) -> Result<()> {
-        self.bindings.run(&mut self.session)
-    }
-}
-
-fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
-    let backend = Backend {
-        name: "cpu".into(),
-        runtime: RuntimeRef::Installed("cpu".into()),
-        provider: ProviderKind::Cpu,
-        options: [].into(),
-    };
-    Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into() })
 }
