@@ -7,19 +7,26 @@
 //! arm goes through copies of a matrix that together are larger than the caches, as a model's pass does. `--half`
 //! stores our scales in two bytes. Ratios are stock time ÷ our time, with a 95 % interval.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ortbench::cell::{Backend, Dtype, ProviderKind, RuntimeRef};
+use ortbench::cell::RuntimeRef;
 use ortbench::error::{Context, Error, Result};
 use ortbench::loader::kernels::{self, Share};
 use ortbench::package::shards::NBits;
 use ortbench::runtime::custom::Parallel;
-use ortbench::runtime::{Bindings, BufferId, Runtime, Session, SessionOptions, catalog};
+use ortbench::runtime::{Runtime, catalog};
 use ortbench::stats::{Ratio, Summary};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+#[path = "kernels/graph.rs"]
+mod graph;
+#[path = "kernels/stock.rs"]
+mod stock;
+
+use graph::Graph;
+use stock::Stock;
 
 const BLOCK: usize = 32;
 /// Outputs and inputs of Qwen3-4B's matrices.
@@ -163,7 +170,7 @@ impl Bench {
             graph.value(12, &format!("y{copy}"), outputs);
         }
         graph.value(11, "x", inputs);
-        let mut stock = Stock::new(self, &graph)?;
+        let mut stock = Stock::new(&self.runtime, self.threads, &graph)?;
         drop(graph);
         for &m in rows {
             let x = activations(m * inputs);
@@ -182,7 +189,7 @@ impl Bench {
                 },
                 &mut || stock.run(),
             )?;
-            let error = difference(&out, stock.bindings.read(y, m * outputs));
+            let error = difference(&out, stock.read(y, m * outputs));
             let products = (m * outputs * inputs * copies) as f64;
             let bytes = [bytes * copies, weights.stock_bytes() * copies];
             report(&format!("{name} {outputs}×{inputs}, {m} rows"), times, bytes, products, error)?;
@@ -227,7 +234,7 @@ impl Bench {
         graph.value(11, "x", HIDDEN);
         graph.value(11, "scores", EXPERTS);
         graph.value(12, "y0", HIDDEN);
-        let mut stock = Stock::new(self, &graph)?;
+        let mut stock = Stock::new(&self.runtime, self.threads, &graph)?;
         drop(graph);
 
         let shapes = (&gate_up.shape, &down.shape);
@@ -245,7 +252,7 @@ impl Bench {
                 },
                 &mut || stock.run(),
             )?;
-            let error = difference(&out, stock.bindings.read(y, m * HIDDEN));
+            let error = difference(&out, stock.read(y, m * HIDDEN));
             let mut used: Vec<usize> = scores.chunks_exact(EXPERTS).flat_map(|s| route(s).map(|(e, _)| e)).collect();
             used.sort_unstable();
             used.dedup();
@@ -371,159 +378,4 @@ impl Aligned {
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..][..self.length]
     }
-}
-
-/// ONNX Runtime's kernels.
-struct Stock {
-    bindings: Bindings,
-    session: Session,
-}
-
-impl Stock {
-    fn new(bench: &Bench, graph: &Graph) -> Result<Self> {
-        let folder = tempfile::tempdir().context("cannot make a folder")?;
-        let file = folder.path().join("model.onnx");
-        std::fs::write(&file, graph.model()).context("cannot write a model")?;
-        let session = open(&bench.runtime, &file, bench.threads)?;
-        Ok(Self { bindings: Bindings::new(&session)?, session })
-    }
-
-    /// Returns the buffer of the last output.
-    fn bind(
-        &mut self,
-        rows: usize,
-        x: &[f32],
-        inputs: usize,
-        outputs: usize,
-        names: impl Iterator<Item = String>,
-        scores: Option<(&[f32], usize)>,
-    ) -> Result<BufferId> {
-        let more = scores.map(|(scores, width)| ("scores", scores, width));
-        for (name, values, width) in std::iter::once(("x", x, inputs)).chain(more) {
-            let id = self.bindings.allocate(values.len() * 4)?;
-            self.bindings.write_f32(id, Dtype::Float32, values);
-            self.bindings.bind_input(0, name, id, Dtype::Float32, &[rows, width])?;
-        }
-        let mut last = None;
-        for name in names {
-            let y = self.bindings.allocate(rows * outputs * 4)?;
-            self.bindings.bind_output(0, &name, y, Dtype::Float32, &[rows, outputs])?;
-            last = Some(y);
-        }
-        last.ok_or_else(|| Error::new("no outputs"))
-    }
-
-    fn run(&mut self) -> Result<()> {
-        self.bindings.run(&mut self.session)
-    }
-}
-
-fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
-    let backend = Backend {
-        name: "cpu".into(),
-        runtime: RuntimeRef::Installed("cpu".into()),
-        provider: ProviderKind::Cpu,
-        options: [].into(),
-    };
-    Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into() })
-}
-
-/// An ONNX graph, as the bytes of its protobuf. Numbers are fields of onnx.proto3.
-#[derive(Default)]
-struct Graph(Vec<u8>);
-
-impl Graph {
-    fn tensor(&mut self, name: &str, data_type: u64, dims: &[usize], data: &[u8]) {
-        let mut tensor = Vec::new();
-        dims.iter().for_each(|&size| number(&mut tensor, 1, size as u64));
-        number(&mut tensor, 2, data_type);
-        bytes(&mut tensor, 8, name.as_bytes());
-        bytes(&mut tensor, 9, data);
-        bytes(&mut self.0, 5, &tensor);
-    }
-
-    /// A tensor of floats `[rows, width]`: an input of the graph (11) or an output (12).
-    fn value(&mut self, field: u64, name: &str, width: usize) {
-        let (mut row, mut column, mut shape) = (Vec::new(), Vec::new(), Vec::new());
-        bytes(&mut row, 2, b"rows");
-        number(&mut column, 1, width as u64);
-        bytes(&mut shape, 1, &row);
-        bytes(&mut shape, 1, &column);
-        let (mut tensor, mut kind, mut value) = (Vec::new(), Vec::new(), Vec::new());
-        number(&mut tensor, 1, 1);
-        bytes(&mut tensor, 2, &shape);
-        bytes(&mut kind, 1, &tensor);
-        bytes(&mut value, 1, name.as_bytes());
-        bytes(&mut value, 2, &kind);
-        bytes(&mut self.0, field, &value);
-    }
-
-    fn node(
-        &mut self,
-        operator: &str,
-        inputs: &[&str],
-        output: &str,
-        ints: &[(&str, usize)],
-        floats: &[(&str, f32)],
-        strings: &[(&str, &str)],
-    ) {
-        let mut node = Vec::new();
-        inputs.iter().for_each(|name| bytes(&mut node, 1, name.as_bytes()));
-        bytes(&mut node, 2, output.as_bytes());
-        bytes(&mut node, 3, output.as_bytes());
-        bytes(&mut node, 4, operator.as_bytes());
-        bytes(&mut node, 7, b"com.microsoft");
-        let mut attribute = |name: &str, kind: u64, value: &dyn Fn(&mut Vec<u8>)| {
-            let mut attribute = Vec::new();
-            bytes(&mut attribute, 1, name.as_bytes());
-            value(&mut attribute);
-            number(&mut attribute, 20, kind);
-            bytes(&mut node, 5, &attribute);
-        };
-        for (name, value) in floats {
-            attribute(name, 1, &|into| {
-                varint(into, 2 << 3 | 5);
-                into.extend_from_slice(&value.to_le_bytes());
-            });
-        }
-        for (name, value) in ints {
-            attribute(name, 2, &|into| number(into, 3, *value as u64));
-        }
-        for (name, value) in strings {
-            attribute(name, 3, &|into| bytes(into, 4, value.as_bytes()));
-        }
-        bytes(&mut self.0, 1, &node);
-    }
-
-    fn model(&self) -> Vec<u8> {
-        let mut model = Vec::new();
-        number(&mut model, 1, 10);
-        bytes(&mut model, 7, &[&self.0[..], &[2 << 3 | 2, 1, b'g']].concat());
-        for (domain, version) in [("", 21), ("com.microsoft", 1)] {
-            let mut opset = Vec::new();
-            bytes(&mut opset, 1, domain.as_bytes());
-            number(&mut opset, 2, version);
-            bytes(&mut model, 8, &opset);
-        }
-        model
-    }
-}
-
-fn varint(into: &mut Vec<u8>, mut value: u64) {
-    while value >= 128 {
-        into.push(value as u8 | 128);
-        value >>= 7;
-    }
-    into.push(value as u8);
-}
-
-fn number(into: &mut Vec<u8>, field: u64, value: u64) {
-    varint(into, field << 3);
-    varint(into, value);
-}
-
-fn bytes(into: &mut Vec<u8>, field: u64, value: &[u8]) {
-    varint(into, field << 3 | 2);
-    varint(into, value.len() as u64);
-    into.extend_from_slice(value);
 }

@@ -38,6 +38,12 @@ unsafe fn by_rows<const BITS: usize, const BLOCK: usize>(task: &Task<'_>, count:
     }
 }
 
+/// How far ahead codes are fetched into the cache, in bytes: a page, where the processor's own fetching stops.
+const AHEAD: usize = 4096;
+
+/// Up to so many rows the weights come from memory more slowly than they are computed on.
+const ROWS_AHEAD: usize = 4;
+
 /// `BLOCK` is the block's length if it is known when compiling, or 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile<const BITS: usize, const BLOCK: usize, const R: usize>(task: &Task<'_>, sums: &mut Sums) {
@@ -55,6 +61,15 @@ unsafe fn tile<const BITS: usize, const BLOCK: usize, const R: usize>(task: &Tas
     let mut totals = [_mm512_setzero_ps(); R];
     for b in 0..format.blocks {
         let codes = codes.wrapping_add(b * (GROUP * BITS / 8) * block);
+        if R <= ROWS_AHEAD {
+            // The next group's codes come after this one's scales and zero points. Past the last group the address is
+            // nobody's, which a hint may be.
+            let ahead = b * (GROUP * BITS / 8) * block + AHEAD;
+            let ahead = if ahead < format.scales_at { ahead } else { ahead + format.group_bytes - format.scales_at };
+            for line in 0..(GROUP * BITS / 8) * block / 64 {
+                _mm_prefetch::<_MM_HINT_T0>(task.group.wrapping_add(ahead + 64 * line).cast());
+            }
+        }
         let mut dots = [_mm512_setzero_si512(); R];
         for (r, dot) in dots.iter_mut().enumerate() {
             // SAFETY: a block of a row that is there.
