@@ -153,12 +153,14 @@ impl Sizes<'_> {
         sizes.dedup();
         let beyond = |size: u64| self.dense().filter(move |(_, record)| slot(record) > size);
         let bytes_beyond = |size: u64| beyond(size).map(|(_, record)| slot(record)).sum::<u64>();
-        let largest = sizes.iter().copied().find(|size| bytes_beyond(*size) + self.stream(*size) <= capacity);
+        // What stays is read through the stream's memory too, where it has to be decoded.
+        let stream = |size: u64| self.stream(size).max(staged);
+        let largest = sizes.iter().copied().find(|size| bytes_beyond(*size) + stream(*size) <= capacity);
         let Some(largest) = largest.or(sizes.last().copied()) else { return (0, 0) };
         let mut kept: u64 = beyond(largest).map(|(id, record)| (pinned[id] = true, slot(record)).1).sum();
         // Two segments' worth lets several sequences share one load of a layer while the next one arrives.
         let two = 2 * self.segments(|record| !is_expert(record) && slot(record) <= largest);
-        let least = self.stream(largest);
+        let least = stream(largest);
         let stream = if two <= capacity / 8 { least.max(two).min(capacity - kept) } else { least };
         for id in self.streaming_order().into_iter().rev() {
             let bytes = slot(&self.index.records[id]);
