@@ -14,8 +14,9 @@ use crate::units;
 /// layer that has fewer.
 const ROUTED: usize = 8;
 
-/// Capacities from which on huge pages are worth the part of one that may be filled beyond the account.
-const HUGE_FROM: u64 = 256 << 20;
+/// Capacities from which on huge pages are worth the part of one that may be filled beyond the account. They matter to
+/// the disk too: a read into scattered small pages is cut into many (1.2 GB/s instead of 1.9 in one measurement).
+const HUGE_FROM: u64 = 16 << 20;
 
 /// Bytes of one read: records beyond it are read in several at once.
 pub(super) const CHUNK: usize = 4 << 20;
@@ -190,7 +191,7 @@ impl Plan {
     ) -> Result<Self> {
         let sizes = Sizes { index, flight: (reads.depth.max(1) * chunk) as u64 };
         let all: u64 = index.records.iter().map(slot).sum();
-        let unlimited = all + sizes.most_staging() * reads.depth.max(1) as u64 + HUGE as u64;
+        let unlimited = all + sizes.most_staging() * reads.depth.max(1) as u64 + 2 * HUGE as u64;
         let capacity = capacity.unwrap_or(u64::MAX).min(unlimited);
         let least = sizes.least(residency);
         if capacity < least {
@@ -200,8 +201,10 @@ impl Plan {
             ))
             .hint(format!("give at least {} ({least} bytes)", units::bytes(least))));
         }
-        let huge = capacity >= HUGE_FROM && capacity - HUGE as u64 >= least;
-        let room = if huge { capacity - HUGE as u64 } else { capacity };
+        // Records grow from one end of the addresses, what is yet to be decoded from the other.
+        let slack = if sizes.most_staging() > 0 { 2 * HUGE as u64 } else { HUGE as u64 };
+        let huge = capacity >= HUGE_FROM && capacity - slack >= least;
+        let room = if huge { capacity - slack } else { capacity };
         let mut plan = Self { pinned: vec![false; index.records.len()], pinned_bytes: 0, dense: 0, experts: 0, huge };
         match residency {
             Residency::Mapped => {}

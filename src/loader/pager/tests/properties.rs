@@ -184,7 +184,13 @@ fn check_case(case: &Case) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() })]
+    // A failing case may wait for seconds, so cases are not shrunk.
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        max_shrink_iters: 0,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn leases_hold_their_records_within_the_capacity(case in case()) {
