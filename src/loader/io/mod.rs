@@ -3,6 +3,7 @@
 //! Whoever wants reads implements [`Work`]: the readers ask it for the next [`Chunk`] whenever one of them is free, so
 //! what is read next is decided as late as possible.
 
+pub mod bandwidth;
 mod disk;
 mod pool;
 mod sigbus;

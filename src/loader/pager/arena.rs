@@ -143,6 +143,16 @@ impl Arena {
         self.shed(0);
     }
 
+    /// Bytes that the system counts as resident.
+    #[cfg(test)]
+    pub fn resident(&self) -> usize {
+        let mut pages = vec![0_u8; self.reserved / ALIGNMENT as usize];
+        // SAFETY: the range is the arena's mapping, and the vector holds a byte for each of its pages.
+        let result = unsafe { libc::mincore(self.base.cast(), self.reserved, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count() * ALIGNMENT as usize
+    }
+
     fn insert(&mut self, mut start: usize, mut gap: Gap) {
         if let Some((&before, &left)) = self.gaps.range(..start).next_back()
             && before + left.bytes == start

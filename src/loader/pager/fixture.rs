@@ -35,6 +35,11 @@ pub(super) struct Pack {
 impl Pack {
     /// Writes a pack of one file and one segment a layer.
     pub fn new(layers: &[Layer]) -> Self {
+        Self::coded(layers, |_| Codec::None)
+    }
+
+    /// As [`Pack::new`], with records stored by no codec or as LZ4.
+    pub fn coded(layers: &[Layer], codec: impl Fn(RecordId) -> Codec) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut random = ChaCha8Rng::seed_from_u64(7);
         let mut index = ShardIndex {
@@ -58,6 +63,12 @@ impl Pack {
             for (place, (bytes, expert)) in sizes.chain(layer.experts.iter().map(|bytes| (*bytes, true))).enumerate() {
                 let mut data = vec![0; bytes];
                 random.fill_bytes(&mut data);
+                let codec = codec(index.records.len());
+                if codec != Codec::None {
+                    // Something to compress.
+                    data.iter_mut().for_each(|byte| *byte &= 1);
+                }
+                let stored = if codec == Codec::None { data.clone() } else { lz4_flex::block::compress(&data) };
                 let shape = NBits { rows: 1, columns: 32, block: 32, bits: 4, zero_points: false, half_scales: false };
                 let what = if expert {
                     let expert = (place - layer.dense.len()) as u32;
@@ -69,14 +80,14 @@ impl Pack {
                     name: format!("layer.{number}.{place}"),
                     file: number,
                     offset: file.len() as u64,
-                    stored: bytes as u64,
+                    stored: stored.len() as u64,
                     bytes: bytes as u64,
-                    codec: Codec::None,
-                    hash: format!("{:016x}", xxh3_64(&data)),
+                    codec,
+                    hash: format!("{:016x}", xxh3_64(&stored)),
                     layer: Some(number as u32),
                     what,
                 });
-                file.extend_from_slice(&data);
+                file.extend_from_slice(&stored);
                 file.resize(file.len().next_multiple_of(ALIGNMENT as usize), 0);
                 contents.push(data);
             }

@@ -236,6 +236,9 @@ impl Pager {
 
     /// Asks for several records at once, as the routed experts of a layer: those that are not in memory are all read,
     /// as room allows. None of them leaves memory before it was given, unless an earlier request needs its room.
+    ///
+    /// Whoever holds leases while waiting for more needs room for all of them: with several sessions at once, room for
+    /// the routed experts of each.
     pub fn request(self: &Arc<Self>, ids: &[RecordId]) -> Request {
         match &self.core {
             Core::Paged { shared, .. } => Request::paged(shared, ids),

@@ -1,6 +1,8 @@
 //! The residencies on synthetic packs, with real files.
 
 mod failures;
+mod measure;
+mod properties;
 mod residencies;
 
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use super::{Eviction, Options, Pager, RecordId, Tuning};
 use crate::cell::Residency;
 use crate::error::Result;
 use crate::loader::io::{Direct, Method, ReadAt, Reads};
+
+const PAGED: [Residency; 3] = [Residency::Resident, Residency::Stream, Residency::Experts];
 
 const CHUNK: usize = 8192;
 

@@ -9,14 +9,14 @@ use super::*;
 use crate::error::{Error, Kind};
 
 /// The pack's files, read through the page cache, with faults.
-struct Faulty {
+pub(super) struct Faulty {
     files: Vec<File>,
     reads: AtomicUsize,
     /// What happens at a read, by its number.
     fault: Box<dyn Fn(usize) -> Fault + Send + Sync>,
 }
 
-enum Fault {
+pub(super) enum Fault {
     None,
     Fails(i32),
     Slow(Duration),
@@ -24,7 +24,7 @@ enum Fault {
 }
 
 impl Faulty {
-    fn disk(pack: &Pack, fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> Option<Arc<dyn ReadAt>> {
+    pub(super) fn disk(pack: &Pack, fault: impl Fn(usize) -> Fault + Send + Sync + 'static) -> Option<Arc<dyn ReadAt>> {
         let files = (0..pack.index.files.len()).map(|file| File::open(pack.shard(file)).unwrap()).collect();
         Some(Arc::new(Self { files, reads: AtomicUsize::new(0), fault: Box::new(fault) }))
     }
@@ -46,8 +46,6 @@ impl ReadAt for Faulty {
 fn text(error: &Error) -> String {
     format!("{} | {}", error.chain(), error.find_hint().unwrap_or_default())
 }
-
-const PAGED: [Residency; 3] = [Residency::Resident, Residency::Stream, Residency::Experts];
 
 #[test]
 fn a_missing_shard_is_named() {

@@ -192,3 +192,25 @@ fn the_capacity_changes_while_running() {
     assert!(read <= facts.streamed_bytes_per_pass + 40_000 + facts.stream_bytes, "{read}; {facts:?}");
     assert!(before.peak_bytes <= least + 700_000);
 }
+
+#[test]
+fn the_system_counts_no_more_than_the_capacity() {
+    let pack = Pack::new(&vec![Layer::new(&[3 << 20, 1_000_000, 500_000], 8, 700_001); 6]);
+    for residency in [Residency::Stream, Residency::Experts] {
+        // With small pages and with huge ones.
+        for capacity in [14 << 20, 24 << 20] {
+            let pager = open(&pack, &options(residency, Some(capacity))).unwrap();
+            let super::super::Core::Paged { shared, .. } = &pager.core else { panic!() };
+            for pass in 0..3 {
+                for layer in 0..6 {
+                    (0..3).for_each(|place| check(&pack, &pager, layer * 11 + place));
+                    let expert = |number: usize| layer * 11 + 3 + (number + pass) % 8;
+                    check_all(&pack, &pager, &[expert(0), expert(2), expert(4)]);
+                    let resident = shared.lock().arena.resident() as u64;
+                    assert!(resident <= capacity, "{residency}: {resident} of {capacity}");
+                }
+                pager.set_capacity(capacity - (2 << 20) * u64::from(pass == 1)).unwrap();
+            }
+        }
+    }
+}
