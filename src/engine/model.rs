@@ -5,6 +5,7 @@ use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::{Features, Vision};
 use crate::error::{Error, Result};
+use crate::loader::pager::Statistics;
 use crate::package::{CacheUpdate, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::{Placement, Runtime, Session, SessionOptions, providers};
 
@@ -104,6 +105,11 @@ impl Model {
             placement.add(vision.session.placement());
         }
         placement
+    }
+
+    /// What the pager of a pack did so far; `None` for a model whose weights are ONNX Runtime's affair.
+    pub fn pager_statistics(&self) -> Option<Statistics> {
+        None
     }
 
     /// How the cache is kept.
