@@ -5,6 +5,7 @@ mod ceilings;
 mod common;
 mod memory;
 mod speed;
+pub mod streaming;
 mod throughput;
 
 pub use accuracy::Answers;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
+use crate::categories::streaming::Meter;
 use crate::categories::{Context, Measure};
 use crate::digest;
 use crate::engine::{Decoder, Model, Prompter};
@@ -34,16 +35,17 @@ impl Measure for Speed {
         report.phase("warmup")?;
         common::first_run(context, &mut model, &mut decoder, &prompter.prompts()?)?;
         for _ in 0..cell.measurement.warmup {
-            request(&mut decoder, &mut model, &prompter, generate)?;
+            request(&mut decoder, &mut model, &prompter, generate, &mut Meter::default())?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
 
         let mut repetitions = Repetitions::new(&cell.measurement);
+        let mut meter = Meter::default();
         let mut smallest = f64::INFINITY;
         while let Some(repetition) = repetitions.next() {
             let (done, of) = repetitions.progress();
             report.progress("measure", done, of)?;
-            let run = request(&mut decoder, &mut model, &prompter, generate)?;
+            let run = request(&mut decoder, &mut model, &prompter, generate, &mut meter)?;
             repetitions.add(run.end_to_end);
             smallest = run.gaps.iter().copied().fold(smallest.min(run.prefill), f64::min);
             if repetition == 0 {
@@ -72,12 +74,22 @@ impl Measure for Speed {
         report.fact("decode_bytes_per_step", work.decode_bytes)?;
         report.fact("decode_flops_per_step", work.decode_flops)?;
         report.fact("prefill_flops", work.prefill_flops)?;
+        if model.pager_statistics().is_some() {
+            meter.report(report)?;
+        }
         common::check_resolution(context, smallest)
     }
 }
 
-/// One request, from its text or ids to its last token; stop tokens are ignored, so that lengths are exact.
-fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, generate: usize) -> Result<Run> {
+/// One request, from its text or ids to its last token; stop tokens are ignored, so that lengths are exact. What the
+/// pager did meanwhile, where there is one, is counted by `meter`.
+fn request(
+    decoder: &mut Decoder,
+    model: &mut Model,
+    prompter: &Prompter,
+    generate: usize,
+    meter: &mut Meter,
+) -> Result<Run> {
     let start = Instant::now();
     let images = prompter.images()?;
     let preparation = start.elapsed().as_secs_f64();
@@ -86,9 +98,11 @@ fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, genera
     let seeing = Instant::now();
     let features = model.see(&prompts)?;
     let vision = seeing.elapsed().as_secs_f64();
+    let before = model.pager_statistics();
     let prefill_start = Instant::now();
     decoder.prefill(model, &prompts, &features)?;
     let prefill = prefill_start.elapsed().as_secs_f64();
+    let between = model.pager_statistics();
     let mut next = choose(decoder)?;
     let first = Instant::now();
     let mut tokens = next.clone();
@@ -101,6 +115,11 @@ fn request(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, genera
         let now = Instant::now();
         gaps.push((now - last).as_secs_f64());
         last = now;
+    }
+    if let (Some(before), Some(between), Some(after)) = (before, between, model.pager_statistics()) {
+        let decoded = tokens.len() - next.len();
+        meter.prefilled(&before, &between);
+        meter.decoded(&between, &after, decoded as u64, (last - first).as_secs_f64());
     }
     let (ttft, end_to_end) = ((first - start).as_secs_f64(), (last - start).as_secs_f64());
     Ok(Run { ttft, preparation, vision, prefill, gaps, end_to_end, tokens })

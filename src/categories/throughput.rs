@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
+use crate::categories::streaming::Meter;
 use crate::categories::{Context, Measure};
+use crate::cell::Category;
 use crate::engine::{Decoder, Model, Prompter};
 use crate::error::Result;
 
@@ -19,17 +21,18 @@ impl Measure for Throughput {
         report.phase("warmup")?;
         common::first_run(context, &mut model, &mut decoder, &prompter.prompts()?)?;
         for _ in 0..cell.measurement.warmup {
-            batch(&mut decoder, &mut model, &prompter, generate)?;
+            batch(&mut decoder, &mut model, &prompter, generate, &mut Meter::default())?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
         let mut repetitions = Repetitions::new(&cell.measurement);
+        let mut meter = Meter::default();
         let mut smallest = f64::INFINITY;
         let sequences = f64::from(cell.workload.batch);
         let (new, prompt) = (f64::from(generate), f64::from(cell.workload.prompt_tokens));
         while let Some(repetition) = repetitions.next() {
             let (done, of) = repetitions.progress();
             report.progress("measure", done, of)?;
-            let seconds = batch(&mut decoder, &mut model, &prompter, generate)?;
+            let seconds = batch(&mut decoder, &mut model, &prompter, generate, &mut meter)?;
             repetitions.add(seconds);
             smallest = smallest.min(seconds);
             report.samples("batch_seconds", repetition, vec![seconds])?;
@@ -37,20 +40,40 @@ impl Measure for Throughput {
             report.samples("total_tokens_per_second", repetition, vec![sequences * (new + prompt) / seconds])?;
             report.samples("requests_per_second", repetition, vec![sequences / seconds])?;
         }
+        // A row has one value of each, which is that of `speed` where both are measured.
+        if model.pager_statistics().is_some() && !cell.categories.contains(&Category::Speed) {
+            meter.report(report)?;
+        }
         common::check_resolution(context, smallest)
     }
 }
 
-/// One batch of requests that arrive together; seconds from the first to the last token.
-fn batch(decoder: &mut Decoder, model: &mut Model, prompter: &Prompter, generate: u32) -> Result<f64> {
+/// One batch of requests that arrive together; seconds from the first to the last token. What the pager did meanwhile,
+/// where there is one, is counted by `meter`.
+fn batch(
+    decoder: &mut Decoder,
+    model: &mut Model,
+    prompter: &Prompter,
+    generate: u32,
+    meter: &mut Meter,
+) -> Result<f64> {
     let start = Instant::now();
     let prompts = prompter.prompts()?;
     let features = model.see(&prompts)?;
+    let before = model.pager_statistics();
     decoder.prefill(model, &prompts, &features)?;
+    let between = model.pager_statistics();
     let mut next = choose(decoder)?;
+    let first = Instant::now();
     for _ in 1..generate {
         decoder.step(model, &next)?;
         next = choose(decoder)?;
     }
-    Ok(start.elapsed().as_secs_f64())
+    let (seconds, decoding) = (start.elapsed().as_secs_f64(), first.elapsed().as_secs_f64());
+    if let (Some(before), Some(between), Some(after)) = (before, between, model.pager_statistics()) {
+        let decoded = next.len() as u64 * u64::from(generate.saturating_sub(1));
+        meter.prefilled(&before, &between);
+        meter.decoded(&between, &after, decoded, decoding);
+    }
+    Ok(seconds)
 }

@@ -3,6 +3,9 @@
 //! MBU = bytes that a step must read ÷ time per output token ÷ measured memory bandwidth. MFU = floating-point
 //! operations ÷ time ÷ measured rate at the cell's precision, forward pass only. Both are relative to ceilings of the
 //! processor, so they are empty for providers that compute elsewhere.
+//!
+//! What streams from a disk is held against the disk: bytes that a token read ÷ measured bandwidth of the disk is the
+//! least time that the token could take.
 
 use super::{Column, Group, Kind, Row, Source};
 use crate::cell::{Category, Precision};
@@ -27,6 +30,22 @@ pub(super) fn columns() -> Vec<Column> {
             "Model-FLOP utilisation of prefill: `prefill_flops` ÷ `prefill_median_seconds` ÷ the FLOP ceiling of the cell's precision.",
             |row| prefill_mfu(row.outcome).map(Value::Float),
         ),
+        Column {
+            unit: "s/token",
+            ..column(
+                "disk_bound_seconds_per_token",
+                "The least time that the disk allows a token of all sequences: `bytes_read_per_token` ÷ `disk_bandwidth_bytes_per_second`.",
+                |row| disk_bound(row.outcome).map(Value::Float),
+            )
+        },
+        Column {
+            unit: "",
+            ..column(
+                "disk_bound_share",
+                "`disk_bound_seconds_per_token` ÷ (`tpot_median_seconds` ÷ `batch`): 1 where decode is as fast as the disk. Above 1 records came from the page cache.",
+                |row| disk_bound_share(row.outcome).map(Value::Float),
+            )
+        },
     ]
 }
 
@@ -60,6 +79,9 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
             remarks.push(format!("{name} is above 1: the machine was less quiet when the ceiling was measured"));
         }
     }
+    if disk_bound_share(outcome).is_some_and(|share| share > 1.0) {
+        remarks.push("disk_bound_share is above 1: records came from the page cache, not from the disk".to_owned());
+    }
     remarks
 }
 
@@ -74,6 +96,16 @@ fn decode_mfu(outcome: &Outcome) -> Option<f64> {
 
 fn prefill_mfu(outcome: &Outcome) -> Option<f64> {
     Some(outcome.number("prefill_flops")? / median(outcome, "prefill_seconds")? / flops_ceiling(outcome)?)
+}
+
+fn disk_bound(outcome: &Outcome) -> Option<f64> {
+    let bandwidth = outcome.number("disk_bandwidth_bytes_per_second").filter(|bandwidth| *bandwidth > 0.0)?;
+    Some(outcome.number("bytes_read_per_token")? / bandwidth)
+}
+
+fn disk_bound_share(outcome: &Outcome) -> Option<f64> {
+    let step = median(outcome, "tpot_seconds").filter(|seconds| *seconds > 0.0)?;
+    Some(disk_bound(outcome)? * f64::from(outcome.cell.workload.batch) / step)
 }
 
 fn flops_ceiling(outcome: &Outcome) -> Option<f64> {

@@ -233,7 +233,10 @@ fn unit_of(name: &str) -> &'static str {
     if name.starts_with("kl_divergence_") {
         return NATS;
     }
-    const ENDINGS: [(&str, &str); 8] = [
+    const ENDINGS: [(&str, &str); 11] = [
+        ("_seconds_per_token", "s/token"),
+        ("_bytes_per_token", "bytes/token"),
+        ("bytes_read_per_token", "bytes/token"),
         ("_tokens_per_second", "tokens/s"),
         ("_bytes_per_second", "bytes/s"),
         ("_flops_per_second", "FLOP/s"),

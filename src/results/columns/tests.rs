@@ -50,3 +50,26 @@ fn a_group_is_one_run_of_columns_in_the_documented_order() {
     groups.dedup();
     assert_eq!(groups, Group::ALL);
 }
+
+#[test]
+fn the_disks_bound_is_of_a_token_of_any_sequence() {
+    let mut cell = crate::engine::fake::cell("a", "cpu");
+    cell.workload.batch = 4;
+    let refusal = crate::results::Refusal { status: crate::cell::Status::Failed, reason: String::new(), hint: None };
+    let mut outcome = Outcome::refused(&cell, &refusal, Default::default());
+    let value = |outcome: &Outcome, name: &str| {
+        let column = all().iter().find(|column| column.name == name).expect("a column");
+        column.value(&Row { run_id: "r", outcome })
+    };
+    assert_eq!(value(&outcome, "disk_bound_seconds_per_token"), None);
+    outcome.facts.insert("bytes_read_per_token".to_owned(), 3e8.into());
+    assert_eq!(value(&outcome, "disk_bound_seconds_per_token"), None, "the disk's bandwidth is not known");
+    outcome.facts.insert("disk_bandwidth_bytes_per_second".to_owned(), 1e9.into());
+    outcome.summaries.insert("tpot_seconds", crate::stats::Summary::of(&[1.5]).expect("a sample"));
+    assert_eq!(value(&outcome, "disk_bound_seconds_per_token"), Some(Value::Float(0.3)));
+    // Four tokens a step of 1.5 s: 0.375 s each.
+    assert_eq!(value(&outcome, "disk_bound_share"), Some(Value::Float(0.3 * 4.0 / 1.5)));
+    assert!(remarks(&outcome).is_empty());
+    outcome.summaries.insert("tpot_seconds", crate::stats::Summary::of(&[1.0]).expect("a sample"));
+    assert!(remarks(&outcome).iter().any(|remark| remark.contains("page cache")));
+}
