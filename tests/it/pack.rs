@@ -225,7 +225,9 @@ fn replace(folder: &Path, name: &str, bytes: &[u8]) {
 
 #[test]
 fn help_is_as_documented() {
-    let help = ortbench(&["pack", "--help"]);
+    // The width of a terminal must not fold it otherwise.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ortbench"));
+    let help = command.args(["pack", "--help"]).env_remove("COLUMNS").output().expect("the program");
     insta::assert_snapshot!("pack_help", String::from_utf8(help.stdout).expect("UTF-8"));
     let run = ortbench(&["pack"]);
     assert_eq!(run.status.code(), Some(2));
