@@ -36,6 +36,15 @@ def test_manifest_follows_its_schema_and_names_the_graph(tmp_path, options):
     assert {opset.domain: opset.version for opset in model.opset_import} == manifest["opsets"]
 
 
+def test_only_a_pack_has_the_key_of_packs(tmp_path):
+    manifest = export(tmp_path / "package", ExportOptions("int4"))
+    assert "pack" not in manifest
+    jsonschema.validate(manifest | {"pack": {"index": "shards.json", "form": "operators"}}, SCHEMA)
+    for wrong in ({"index": "shards.json"}, {"index": "shards.json", "form": "other"}, None):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(manifest | {"pack": wrong}, SCHEMA)
+
+
 def test_random_weights_are_marked_in_the_manifest(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(qwen3_config()))
     export_random(tmp_path / "shape.json", 7, Destination(tmp_path / "package"), ExportOptions("int4"))

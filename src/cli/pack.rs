@@ -183,9 +183,12 @@ fn describe(summary: &Summary, output: &Path) -> String {
     }
     let rate = units::significant(summary.packed_bytes as f64 / seconds.max(1e-9) / 1e9, 3);
     let time = units::seconds(seconds);
-    let _ = match summary.packed_bytes {
-        0 => writeln!(text, "{time}; every shard was there already"),
-        _ => writeln!(text, "{time}, {rate} GB/s"),
+    let _ = if index.records.is_empty() {
+        writeln!(text, "{time}; no weights are large enough for a shard")
+    } else if summary.packed_bytes == 0 {
+        writeln!(text, "{time}; every shard was there already")
+    } else {
+        writeln!(text, "{time}, {rate} GB/s")
     };
     let _ = writeln!(text, "{}", output.display());
     text

@@ -6,7 +6,7 @@
 //! | `borders.rs` | which layer each node belongs to |
 //! | `quantized.rs` | which quantized products the kernels can compute |
 //! | `rewrite.rs` | large weights taken out of the graph |
-//! | `types.rs`, `cut.rs` | the whole graph and its segments as models |
+//! | `types.rs`, `shapes.rs`, `cut.rs` | the whole graph and its segments as models |
 //! | `record.rs` | one record: read, packed, compressed |
 //! | `write.rs` | the files of a pack, in bounded memory |
 //! | `output.rs`, `journal.rs` | files that get their names when they are whole; what is done already |
@@ -22,6 +22,7 @@ mod output;
 mod quantized;
 mod record;
 mod rewrite;
+mod shapes;
 mod source;
 mod types;
 mod verify;

@@ -208,15 +208,22 @@ fn cannot_write(path: &Path, error: std::io::Error) -> Error {
         .hint("free some room and run the same command again: it continues with the first file that is not whole")
 }
 
-/// Refuses a folder whose disk has too little room.
+/// Bytes of a finished pack that would be replaced; 0 where there is none.
+pub fn replaced_bytes(folder: &Path) -> u64 {
+    let manifest = fs::read(folder.join(MANIFEST)).ok().and_then(|bytes| Manifest::parse(&bytes).ok());
+    let pack = manifest.filter(|manifest| manifest.pack.is_some());
+    pack.map_or(0, |manifest| manifest.files.iter().map(|file| file.bytes).sum())
+}
+
+/// Refuses a folder whose disk has too little room, counting what is about to be removed from it as free.
 ///
 /// # Errors
 /// Fewer bytes free than needed; both are named.
-pub fn check_room(folder: &Path, needed: u64) -> Result<()> {
+pub fn check_room(folder: &Path, needed: u64, removed: u64) -> Result<()> {
     let place = folder.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
     let place = if place.as_os_str().is_empty() { Path::new(".") } else { place };
     let Ok(disk) = rustix::fs::statvfs(place) else { return Ok(()) };
-    compare_room(folder, needed, disk.f_bavail.saturating_mul(disk.f_frsize))
+    compare_room(folder, needed, disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(removed))
 }
 
 fn compare_room(folder: &Path, needed: u64, free: u64) -> Result<()> {

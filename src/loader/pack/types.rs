@@ -1,15 +1,15 @@
-//! Element types of a graph's tensors, and shapes where they follow without arithmetic: what the borders of segments
-//! must state.
+//! Element types of a graph's tensors, and their shapes as far as they follow: what the borders of segments must state.
 
 use std::collections::HashMap;
 
-use crate::package::onnx::{Dimension, GraphProto, NodeProto, TensorShape, ValueInfoProto, data_type};
+use super::shapes::Shapes;
+use crate::package::onnx::{GraphProto, NodeProto, ValueInfoProto, data_type};
 
 /// Types and shapes by tensor.
 #[derive(Debug, Default)]
 pub struct Types {
     elements: HashMap<String, i32>,
-    shapes: HashMap<String, TensorShape>,
+    shapes: Shapes,
 }
 
 impl Types {
@@ -20,18 +20,15 @@ impl Types {
             if let Some(element) = value.elem_type() {
                 types.elements.insert(value.name().to_owned(), element);
             }
-            if let Some(shape) = value.shape() {
-                types.shapes.insert(value.name().to_owned(), shape.clone());
-            }
+            types.shapes.state(value);
         }
         for tensor in &graph.initializer {
             types.elements.insert(tensor.name().to_owned(), tensor.data_type());
-            let dim = |&size| Dimension { dim_value: Some(size), ..Dimension::default() };
-            let shape = TensorShape { dim: tensor.dims.iter().map(dim).collect() };
-            types.shapes.insert(tensor.name().to_owned(), shape);
+            types.shapes.constant(tensor);
         }
         for node in &graph.node {
             types.infer(node);
+            types.shapes.infer(node);
         }
         types
     }
@@ -39,7 +36,7 @@ impl Types {
     /// The tensor as a graph's input or output; `None` where its type is unknown.
     pub fn value(&self, name: &str) -> Option<ValueInfoProto> {
         let element = *self.elements.get(name)?;
-        Some(ValueInfoProto::of_tensor(name, element, self.shapes.get(name).cloned()))
+        Some(ValueInfoProto::of_tensor(name, element, self.shapes.of(name)))
     }
 
     fn infer(&mut self, node: &NodeProto) {
@@ -48,11 +45,6 @@ impl Types {
                 && let Some(element) = self.element(node, place)
             {
                 self.elements.insert(name.clone(), element);
-            }
-            if !self.shapes.contains_key(name)
-                && let Some(shape) = self.shape(node, place)
-            {
-                self.shapes.insert(name.clone(), shape);
             }
         }
     }
@@ -87,43 +79,6 @@ impl Types {
             _ => input(0),
         }
     }
-
-    fn shape(&self, node: &NodeProto, place: usize) -> Option<TensorShape> {
-        let input = |place| self.shapes.get(node.input_at(place)?);
-        let with_last = |shape: &TensorShape, size: i64| {
-            let mut shape = shape.clone();
-            *shape.dim.last_mut()? = Dimension { dim_value: Some(size), ..Dimension::default() };
-            Some(shape)
-        };
-        match (node.op_type(), place) {
-            ("Cast" | "Sigmoid" | "Tanh" | "Gelu" | "QuickGelu" | "Not" | "Neg" | "Sqrt", 0) => input(0).cloned(),
-            ("SimplifiedLayerNormalization" | "LayerNormalization" | "RMSNormalization", 0) => input(0).cloned(),
-            ("SkipSimplifiedLayerNormalization" | "SkipLayerNormalization", 0 | 3) => input(0).cloned(),
-            // Broadcasting is left out: what has one shape on both sides keeps it.
-            ("Add" | "Mul" | "Sub" | "Div", 0) => input(0).filter(|shape| input(1) == Some(shape)).cloned(),
-            ("MatMulNBits", 0) => with_last(input(0)?, node.int("N")?),
-            ("MatMul", 0) => {
-                let [_, columns] = &input(1)?.dim[..] else { return None };
-                with_last(input(0)?, columns.dim_value?)
-            }
-            ("Gather", 0) if node.int("axis").unwrap_or(0) == 0 => {
-                let (table, ids) = (input(0)?, input(1)?);
-                let rest = table.dim.get(1..)?;
-                Some(TensorShape { dim: ids.dim.iter().chain(rest).cloned().collect() })
-            }
-            ("GatherBlockQuantized", 0) if node.int("gather_axis").unwrap_or(0) == 0 => {
-                let ids = input(1)?;
-                let [_, blocks] = &input(2)?.dim[..] else { return None };
-                let width = blocks.dim_value?.checked_mul(node.int("block_size")?)?;
-                // A last block that is cut off leaves the width open.
-                let [_, codes] = &input(0)?.dim[..] else { return None };
-                let packed = codes.dim_value?.checked_mul(8)? / node.int("bits").unwrap_or(4).max(1);
-                let dim = (packed == width).then_some(Dimension { dim_value: Some(width), ..Dimension::default() });
-                Some(TensorShape { dim: ids.dim.iter().cloned().chain([dim.unwrap_or_default()]).collect() })
-            }
-            _ => None,
-        }
-    }
 }
 
 fn constant_type(node: &NodeProto) -> Option<i32> {
@@ -143,7 +98,7 @@ fn constant_type(node: &NodeProto) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::package::onnx::AttributeProto;
+    use crate::package::onnx::{AttributeProto, Dimension, TensorShape};
 
     fn node(op_type: &str, input: &[&str], output: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
         NodeProto {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::cut::{self, Part};
 use super::journal::Header;
-use super::output::{NewFile, Output, SHARDS, check_room};
+use super::output::{NewFile, Output, SHARDS, check_room, replaced_bytes};
 use super::record::{Made as MadeRecord, Plan};
 use super::rewrite::Rewritten;
 use super::source::{Place, Source};
@@ -66,10 +66,14 @@ impl Files<'_> {
         let (constants, stay) = self.constants();
         let form = self.options.form;
         let parts = cut::parts(self.source, self.rewritten, &constants, form)?;
-        // Everything that can be wrong with the source is known now; nothing is written before.
-        let mut output = Output::open(folder, &self.header(made)?, self.options.force)?;
         let others = manifest::copied(self.package, self.decoder);
-        self.check_room(&output, &stay, &others)?;
+        // Everything that can be wrong with the source is known now; nothing is written before. A pack that is
+        // replaced goes only if there is room for the new one.
+        if self.options.force {
+            check_room(folder, self.needed(&stay, &others, |_| false), replaced_bytes(folder))?;
+        }
+        let mut output = Output::open(folder, &self.header(made)?, self.options.force)?;
+        check_room(folder, self.needed(&stay, &others, |path| output.done(path).is_some()), 0)?;
         for (name, _) in &others {
             output.file(name, |file| copy(&self.package.root.join(name), file))?;
         }
@@ -143,22 +147,20 @@ impl Files<'_> {
     }
 
     /// Bytes that are still to be written, at most.
-    fn check_room(&self, output: &Output, stay: &[Kept], others: &[(String, u64)]) -> Result<()> {
-        let mut needed = 0;
-        if output.done(DATA).is_none() {
+    fn needed(&self, stay: &[Kept], others: &[(String, u64)], done: impl Fn(&str) -> bool) -> u64 {
+        let mut needed: u64 = others.iter().filter(|(name, _)| !done(name)).map(|(_, bytes)| bytes).sum();
+        if !done(DATA) {
             needed += stay.last().map_or(0, |kept| kept.offset + kept.bytes);
         }
-        needed += others.iter().filter(|(name, _)| output.done(name).is_none()).map(|(_, bytes)| bytes).sum::<u64>();
-        for (number, (_, plans)) in self.by_part().into_iter().enumerate() {
-            if output.done(&shard_file(number)).is_none() {
+        for (number, plans) in self.by_part().into_values().enumerate() {
+            if !done(&shard_file(number)) {
                 let bytes = plans.iter().map(|plan| plan.most_bytes(self.source).next_multiple_of(ALIGNMENT));
                 needed += bytes.sum::<u64>();
             }
         }
         // Graphs, index and manifest: a little more than twice the source's graph.
         let graph = self.package.manifest.files.iter().find(|file| file.path == self.decoder.file);
-        let records = self.rewritten.records.len() as u64 * 512;
-        check_room(&output.folder, needed + 3 * graph.map_or(0, |file| file.bytes) + records)
+        needed + 3 * graph.map_or(0, |file| file.bytes) + self.rewritten.records.len() as u64 * 512
     }
 
     /// The plans of each part that has nodes, in order.
