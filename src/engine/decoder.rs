@@ -29,9 +29,10 @@ impl Decoder {
     pub fn new(model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         let size = model.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
         let mut groups = Vec::with_capacity(batch.div_ceil(size));
+        let spill = model.spill(batch, capacity)?;
         let mut left = batch;
         loop {
-            groups.push(Group::new(model, left.min(size), capacity)?);
+            groups.push(Group::new(model, left.min(size), capacity, spill.as_ref())?);
             left -= left.min(size);
             if left == 0 {
                 break;

@@ -6,6 +6,8 @@
 //!
 //! A run is begun, goes through the model's parts, and is finished: `decoder.rs` lets several groups take turns.
 
+use std::sync::{Arc, Mutex};
+
 use crate::cell::Dtype;
 use crate::engine::inputs::Inputs;
 use crate::engine::model::Model;
@@ -14,6 +16,7 @@ use crate::engine::plan::CacheMode;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
 use crate::error::{Error, Result};
+use crate::loader::spill::Spill;
 use crate::package::{Dim, Port};
 use crate::runtime::{Bindings, BufferId};
 
@@ -92,7 +95,7 @@ impl Group {
     ///
     /// # Errors
     /// A capacity beyond the model's context, memory that cannot be had.
-    pub fn new(model: &Model, batch: usize, capacity: usize) -> Result<Self> {
+    pub fn new(model: &Model, batch: usize, capacity: usize, spill: Option<&Arc<Mutex<Spill>>>) -> Result<Self> {
         let context = model.manifest().shape.context_length as usize;
         if batch == 0 || capacity == 0 {
             return Err(Error::new("a batch needs at least one sequence of at least one token"));
@@ -104,7 +107,7 @@ impl Group {
             .hint("use a shorter prompt or generate fewer tokens"));
         }
         let mut capacity = capacity;
-        if model.spill.is_some() && model.cache_mode == CacheMode::InPlace {
+        if spill.is_some() && model.cache_mode == CacheMode::InPlace {
             for (past, _) in &model.ports.cache {
                 let (_, width) = cache_dims(past)?;
                 capacity = aligned_capacity(capacity, width * past.dtype.size());
@@ -136,7 +139,7 @@ impl Group {
             cache.push(Layer { past: past.clone(), present: present.clone(), heads, width, front, back });
         }
         let bytes = |layer: &Layer| cells(batch, capacity) * layer.heads * layer.width * layer.past.dtype.size();
-        let offload = match &model.spill {
+        let offload = match spill {
             None => None,
             Some(spill) => Some(Offload::new(spill, cache.iter().map(bytes))?),
         };

@@ -1,5 +1,6 @@
 //! A package loaded on a backend.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use crate::cell::{Backend, Flavour};
@@ -24,8 +25,8 @@ pub struct Model {
     /// Sequences that go through a part together; `None` for all of a batch.
     pub(super) micro_batch: Option<usize>,
     weights: Option<Weights>,
-    /// The file of caches that wait on disk.
-    pub(super) spill: Option<Arc<Mutex<Spill>>>,
+    /// The folder for caches that wait on disk.
+    offload: Option<PathBuf>,
     vision: Option<Vision>,
     pub(super) ports: Ports,
     pub(super) cache_mode: CacheMode,
@@ -96,11 +97,11 @@ impl Model {
             (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
             (true, None) => return Err(package.takes_no_images()),
         };
-        let mut model = Self {
+        let model = Self {
             parts,
             micro_batch: plan.micro_batch.map(|size| size as usize),
             weights,
-            spill: None,
+            offload: plan.offload.clone(),
             vision,
             ports,
             cache_mode,
@@ -109,13 +110,7 @@ impl Model {
         };
         let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
         let mut reserve = cache;
-        if let Some(folder) = &plan.offload {
-            if model.parts.len() == 1 {
-                return Err(Error::unsupported("caches wait on disk only where the graph is cut into layers")
-                    .hint("make a pack of the model with `ortbench pack`"));
-            }
-            let room = model.offload_bytes(plan.sequences as usize, plan.tokens as usize);
-            model.spill = Some(Arc::new(Mutex::new(Spill::new(folder, room)?)));
+        if plan.offload.is_some() {
             // The part that runs, the next one, and the one on its way out.
             let turns = model.parts.len() * (plan.sequences as usize).div_ceil(model.micro_batch.unwrap_or(usize::MAX));
             reserve = 3 * cache / turns as u64;
@@ -177,6 +172,13 @@ impl Model {
     /// row only.
     pub fn extends_batches(&self) -> bool {
         self.manifest.flavour == Flavour::Plain
+    }
+
+    /// A file for the caches of a decoder of this size, where they wait on disk.
+    pub(super) fn spill(&self, batch: usize, capacity: usize) -> Result<Option<Arc<Mutex<Spill>>>> {
+        let Some(folder) = &self.offload else { return Ok(None) };
+        let spill = Spill::new(folder, self.offload_bytes(batch, capacity))?;
+        Ok(Some(Arc::new(Mutex::new(spill))))
     }
 
     /// Bytes on disk for caches that wait there: rows begin at whole pages.

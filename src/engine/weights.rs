@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::cell::Residency;
 use crate::engine::plan::Plan;
 use crate::error::{Error, Result};
-use crate::loader::held;
 use crate::loader::pager::{Options, Pager, Statistics};
 use crate::loader::store::Store;
+use crate::loader::{held, pack};
 use crate::package::Package;
 use crate::package::shards::ShardIndex;
 use crate::runtime::custom;
@@ -30,7 +30,7 @@ impl Weights {
     /// # Errors
     /// A damaged index; a residency for a package that is no pack.
     pub fn of(package: &Package, plan: &Plan) -> Result<Option<Self>> {
-        let Some(index) = package.shards()? else {
+        if package.shards()?.is_none() {
             return match plan.residency {
                 None => Ok(None),
                 Some(residency) => Err(Error::new(format!(
@@ -39,7 +39,8 @@ impl Weights {
                 ))
                 .hint("make one with `ortbench pack`, or leave `residency` out")),
             };
-        };
+        }
+        let index = pack::open(&package.root)?;
         let residency = plan.residency.unwrap_or(Residency::Resident);
         let store = Arc::new(Store::new(&package.root, Arc::new(index)));
         Ok(Some(Self { store, residency, budget: plan.budget }))

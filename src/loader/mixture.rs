@@ -1,7 +1,7 @@
 //! The routed experts of one layer: who is chosen, and the sum of what they say.
 
-use super::kernels;
-use super::pager::RecordId;
+use super::kernels::{self, Share};
+use super::pager::{Lease, RecordId};
 use super::store::Bytes;
 use crate::error::Result;
 use crate::package::shards::{NBits, ShardIndex, What};
@@ -43,27 +43,17 @@ impl Mixture {
         self.shapes[0].1.rows
     }
 
-    /// What one expert says to the tokens that use it, `[uses, hidden]`.
-    fn say(&self, uses: &[Use], record: &[u8], x: &[f32], said: &mut Vec<f32>, parallel: &dyn Parallel) {
-        let hidden = self.hidden();
-        let (gate_up, down) = &self.shapes[uses[0].expert];
-        said.resize(uses.len() * hidden, 0.0);
-        if let [only] = uses {
-            kernels::expert(gate_up, down, record, &x[only.token * hidden..][..hidden], said, parallel);
-            return;
-        }
-        let rows: Vec<f32> = uses.iter().flat_map(|one| &x[one.token * hidden..][..hidden]).copied().collect();
-        kernels::expert(gate_up, down, record, &rows, said, parallel);
-    }
-
     fn mix_part(&self, uses: &[Use], x: &[f32], out: &mut [f32], parallel: &dyn Parallel) -> Result<()> {
         let groups: Vec<&[Use]> = uses.chunk_by(|a, b| a.expert == b.expert).collect();
         let ids: Vec<RecordId> = groups.iter().map(|group| self.ids[group[0].expert]).collect();
         let mut said: Vec<Vec<f32>> = vec![Vec::new(); groups.len()];
         let mut request = self.bytes.pager()?.request(&ids);
-        while let Some(arrived) = request.next() {
-            let (place, lease) = arrived?;
-            self.say(groups[place], &lease, x, &mut said[place], parallel);
+        loop {
+            let arrived = request.arrived()?;
+            if arrived.is_empty() {
+                break;
+            }
+            self.say(&groups, &arrived, x, &mut said, parallel);
         }
         // Sums are taken in the order of the experts' numbers, whatever the order of arrival: the result must not
         // depend on what happened to be in memory.
@@ -72,6 +62,36 @@ impl Mixture {
             self.add(group, said, out);
         }
         Ok(())
+    }
+
+    /// What experts say to the tokens that use them, each `[uses, hidden]`.
+    fn say(
+        &self,
+        groups: &[&[Use]],
+        arrived: &[(usize, Lease)],
+        x: &[f32],
+        said: &mut [Vec<f32>],
+        parallel: &dyn Parallel,
+    ) {
+        let shape = |place: usize| self.shapes[groups[place][0].expert];
+        // Most often all are of one shape; scales of one expert may need four bytes where those of others need two.
+        let mut left: Vec<&(usize, Lease)> = arrived.iter().collect();
+        while let Some((first, _)) = left.first() {
+            let (gate_up, down) = shape(*first);
+            let (alike, others): (Vec<_>, Vec<_>) =
+                left.iter().partition(|(place, _)| shape(*place) == (gate_up, down));
+            left = others;
+            let rows: Vec<Vec<usize>> =
+                alike.iter().map(|(place, _)| groups[*place].iter().map(|one| one.token).collect()).collect();
+            let shares: Vec<Share<'_>> =
+                alike.iter().zip(&rows).map(|((_, lease), rows)| Share { record: lease, rows }).collect();
+            let mut outputs = vec![0.0; rows.iter().map(Vec::len).sum::<usize>() * self.hidden()];
+            kernels::experts(&gate_up, &down, &shares, x, &mut outputs, parallel);
+            for ((place, _), rows) in alike.iter().zip(&rows) {
+                let later = outputs.split_off(rows.len() * self.hidden());
+                said[*place] = std::mem::replace(&mut outputs, later);
+            }
+        }
     }
 
     fn add(&self, uses: &[Use], said: &[f32], out: &mut [f32]) {

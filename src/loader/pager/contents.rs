@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::RecordId;
 use super::failure::Failure;
 use crate::error::{Error, Kind, Result};
+use crate::loader::codec;
 use crate::loader::io::{Disk, Identity};
 use crate::package::shards::{ALIGNMENT, Codec, ShardIndex};
 use crate::units;
@@ -148,25 +149,8 @@ impl Contents {
 
     /// Decodes a record.
     pub fn decode(&self, id: RecordId, stored: &[u8], into: &mut [u8]) -> Result<(), Failure> {
-        decode(self.index.records[id].codec, stored, into).map_err(|error| {
+        codec::decode(self.index.records[id].codec, stored, into).map_err(|error| {
             Failure::new(Kind::Input, format!("cannot decode {}", self.place(id)), DAMAGED).because(&error.chain())
         })
-    }
-}
-
-/// The one place where codecs are named.
-fn decode(codec: Codec, stored: &[u8], into: &mut [u8]) -> Result<()> {
-    match codec {
-        Codec::None => {
-            into.copy_from_slice(stored);
-            Ok(())
-        }
-        // The tests' codec.
-        #[cfg(test)]
-        Codec::Lz4 => match lz4_flex::block::decompress_into(stored, into) {
-            Ok(bytes) if bytes == into.len() => Ok(()),
-            other => Err(Error::new(format!("{other:?} bytes"))),
-        },
-        other => Err(Error::unsupported(format!("this program cannot decode `{other:?}`"))),
     }
 }

@@ -147,6 +147,36 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Every record that is there now, after waiting for at least one: what is computed together shares its barriers.
+    /// Empty once all were given.
+    ///
+    /// # Errors
+    /// As [`Request::next`].
+    pub fn arrived(&mut self) -> Result<Vec<(usize, Lease)>> {
+        let Some(first) = self.next() else { return Ok(Vec::new()) };
+        let mut leases = vec![first?];
+        while self.another_is_there() {
+            match self.next() {
+                Some(next) => leases.push(next?),
+                None => break,
+            }
+        }
+        Ok(leases)
+    }
+
+    fn another_is_there(&self) -> bool {
+        match &self.from {
+            // Mapped records may be a page fault away; which, nobody knows.
+            From::Mapped(_) => !self.places.is_empty(),
+            From::Paged(shared) => {
+                let state = shared.lock();
+                self.records.iter().any(|(id, _)| state.entries[*id].phase == super::state::Phase::Ready)
+            }
+        }
+    }
+}
+
 impl Drop for Request {
     fn drop(&mut self) {
         let From::Paged(shared) = &self.from else { return };
