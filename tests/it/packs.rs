@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ortbench::cell::Residency;
 use ortbench::engine::{Decoder, Features, Plan, Prompt};
 use ortbench::loader::pack;
 use ortbench::package::Package;
@@ -65,5 +66,24 @@ fn packs_compute_what_their_packages_do() {
                 assert!(apart < 2e-2, "{model} {name} {case}: {apart}");
             }
         }
+    }
+}
+
+/// Wherever weights are, the figures are the same to the last bit.
+#[test]
+fn residencies_agree_to_the_bit() {
+    for (model, name) in
+        [("qwen3-tiny", "int4-fused"), ("qwen3-moe-tiny", "int4-fused"), ("glm4-moe-lite-tiny", "fp16-plain")]
+    {
+        let package = Package::open(&package_of(model, name)).expect("a package");
+        let folder = tempfile::tempdir().expect("a folder");
+        let pack = packed(&package, &folder.path().join("pack"));
+        let at = |residency| logits(&pack, &Plan { residency: Some(residency), ..Plan::with_threads(2) });
+        let expected = at(Residency::Resident);
+        for residency in [Residency::Mapped, Residency::Stream, Residency::Experts] {
+            assert_eq!(expected, at(residency), "{model} {name} {residency}");
+        }
+        let one = logits(&pack, &Plan { residency: Some(Residency::Stream), ..Plan::with_threads(1) });
+        assert!(difference(&expected, &one) < 1e-4, "{model} {name} on one thread");
     }
 }
