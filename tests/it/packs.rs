@@ -84,6 +84,6 @@ fn residencies_agree_to_the_bit() {
             assert_eq!(expected, at(residency), "{model} {name} {residency}");
         }
         let one = logits(&pack, &Plan { residency: Some(Residency::Stream), ..Plan::with_threads(1) });
-        assert!(difference(&expected, &one) < 1e-4, "{model} {name} on one thread");
+        assert!(difference(&expected, &one) < 5e-3, "{model} {name} on one thread");
     }
 }
