@@ -117,7 +117,8 @@ impl Model {
         }
         if let Some(weights) = &model.weights {
             // Last, when everything else that the process holds shows.
-            weights.bring_in(reserve)?;
+            let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences));
+            weights.bring_in(reserve, u64::from(together) * u64::from(plan.tokens))?;
         }
         Ok(model)
     }

@@ -9,12 +9,14 @@ use crate::loader::pager::{Options, Pager, Statistics};
 use crate::loader::store::Store;
 use crate::loader::{held, pack};
 use crate::package::Package;
-use crate::package::shards::ShardIndex;
+use crate::package::shards::{Record, ShardIndex, What};
 use crate::runtime::custom;
 
-/// What a run allocates beside weights and caches, on top of what shows after loading: activations and ONNX Runtime's
-/// arena. An allowance; [`Weights::keep_within_budget`] corrects it by what is measured.
-const ALLOWANCE: u64 = 96 << 20;
+/// What a process allocates beside weights, caches and activations, on top of what shows after loading.
+const ALLOWANCE: u64 = 64 << 20;
+
+/// Tensors as wide as a layer's widest product that are alive at once, ONNX Runtime's rounding up of its arena included.
+const WIDE_TENSORS: u64 = 4;
 
 /// The weights of a pack.
 #[derive(Debug)]
@@ -56,12 +58,25 @@ impl Weights {
         Arc::clone(&self.store) as Arc<dyn custom::Weights>
     }
 
-    /// Opens the shards. Of the budget, what the process holds by now and `reserve` (caches) are not for weights.
+    /// Bytes that activations take while this many tokens go through a layer together: an estimate, which
+    /// [`Weights::keep_within_budget`] corrects by what is measured.
+    fn activations(&self, tokens: u64) -> u64 {
+        let rows = |record: &Record| match &record.what {
+            What::Matrix { shape } if record.layer.is_some() => shape.rows,
+            What::Expert { gate_up, .. } => gate_up.rows,
+            _ => 0,
+        };
+        let widest = self.index().records.iter().map(rows).max().unwrap_or(0);
+        tokens * widest as u64 * size_of::<f32>() as u64 * WIDE_TENSORS
+    }
+
+    /// Opens the shards. Of the budget, what the process holds by now, `reserve` (caches) and the activations of `tokens`
+    /// that go through a layer together are not for weights.
     ///
     /// # Errors
     /// A budget too small (the least that would work is named), shards that are missing or damaged.
-    pub fn bring_in(&self, reserve: u64) -> Result<()> {
-        let other = held::resident_bytes()? + reserve + ALLOWANCE;
+    pub fn bring_in(&self, reserve: u64, tokens: u64) -> Result<()> {
+        let other = held::resident_bytes()? + reserve + ALLOWANCE + self.activations(tokens);
         let options = Options {
             capacity: self.budget.map(|budget| budget.saturating_sub(other)),
             ..Options::new(self.residency)
