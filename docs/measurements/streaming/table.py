@@ -85,8 +85,8 @@ def ours(row: dict) -> dict:
 def decode(row: dict) -> str:
     """Tokens a second and their spread, relative to the median, of the time per token."""
     if not row.get("tpot_median_seconds"):
-        return row.get("output_tokens_per_second_median", "")[:6]
-    seconds, spread = float(row["tpot_median_seconds"]), float(row["tpot_seconds_mad"] or 0)
+        return row.get("output_median_tokens_per_second", "")[:6]
+    seconds, spread = float(row["tpot_median_seconds"]), float(row["tpot_mad_seconds"] or 0)
     return f"{int(row['batch']) / seconds:.2f} ± {100 * spread / seconds:.0f} %"
 
 
