@@ -165,13 +165,19 @@ impl Decoder {
     /// Runs what the groups began: each part over every group before the next part.
     fn run(&mut self, model: &mut Model) -> Result<()> {
         let (parts, groups) = (model.parts.len(), self.groups.len());
+        let mut weights = None;
         for turn in 0..parts * groups {
             let (part, group) = (turn / groups, turn % groups);
+            if group == 0 {
+                // The last part's go before this one's are wanted: their memory may be the same.
+                drop(weights.take());
+                weights = model.feed(part)?;
+            }
             let next = turn + 1;
             if next < parts * groups {
                 self.groups[next % groups].prefetch(model, next / groups);
             }
-            self.groups[group].run_part(model, part)?;
+            self.groups[group].run_part(model, part, weights.as_ref())?;
         }
         self.groups.iter_mut().try_for_each(|group| group.finish(model, true))?;
         self.gathered.clear();

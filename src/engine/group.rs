@@ -18,7 +18,7 @@ use crate::engine::vision::Features;
 use crate::error::{Error, Result};
 use crate::loader::spill::Spill;
 use crate::package::{Dim, Port};
-use crate::runtime::{Bindings, BufferId};
+use crate::runtime::{Bindings, BufferId, PartWeights};
 
 /// A batch in progress, or a part of one.
 #[derive(Debug)]
@@ -285,10 +285,11 @@ impl Group {
     fn append(&mut self, model: &mut Model, rows: &[&[u32]], tails: &[usize], keep: bool) -> Result<()> {
         self.begin_tokens(model, rows, tails)?;
         for part in 0..model.parts.len() {
+            let weights = model.feed(part)?;
             if part + 1 < model.parts.len() {
                 self.prefetch(model, part + 1);
             }
-            self.run_part(model, part)?;
+            self.run_part(model, part, weights.as_ref())?;
         }
         self.finish(model, keep)
     }
@@ -337,10 +338,24 @@ impl Group {
         Ok(())
     }
 
-    /// Runs one part of the model over the columns at hand; parts run in their order.
-    pub fn run_part(&mut self, model: &mut Model, place: usize) -> Result<()> {
-        let (batch, past, total) = (self.batch, self.columns, self.columns + self.new);
+    /// Runs one part of the model over the columns at hand; parts run in their order. `weights` are those that its
+    /// graph takes as inputs.
+    pub fn run_part(&mut self, model: &mut Model, place: usize, weights: Option<&Arc<PartWeights>>) -> Result<()> {
         self.bring_in(model, place)?;
+        let run = self.bind_and_run(model, place, weights);
+        if weights.is_some() && !model.keeps_fed() {
+            self.bindings.unbind_weights(place);
+        }
+        run?;
+        for name in &model.parts[place].taken_last {
+            self.bindings.drop_handed(name);
+        }
+        self.send_out(model, place);
+        Ok(())
+    }
+
+    fn bind_and_run(&mut self, model: &mut Model, place: usize, weights: Option<&Arc<PartWeights>>) -> Result<()> {
+        let (batch, past, total) = (self.batch, self.columns, self.columns + self.new);
         let part = &model.parts[place];
         let bindings = &mut self.bindings;
         self.inputs.bind(bindings, model, place, self.new, total)?;
@@ -364,12 +379,10 @@ impl Group {
         for name in &part.makes {
             bindings.make(place, name)?;
         }
-        bindings.run_part(place, &mut model.parts[place].session)?;
-        for name in &model.parts[place].taken_last {
-            bindings.drop_handed(name);
+        if let Some(weights) = weights {
+            bindings.bind_weights(place, weights)?;
         }
-        self.send_out(model, place);
-        Ok(())
+        bindings.run_part(place, &mut model.parts[place].session)
     }
 
     /// Begins to bring a part's cache in from disk, where it waits there.

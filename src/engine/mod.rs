@@ -2,6 +2,7 @@
 
 mod decoder;
 pub mod fake;
+mod feed;
 mod generate;
 mod group;
 mod inputs;

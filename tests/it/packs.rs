@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use ortbench::cell::Residency;
 use ortbench::engine::{Decoder, Features, Plan, Prompt};
 use ortbench::loader::pack;
 use ortbench::package::Package;
+use ortbench::package::shards::Form;
 
 use crate::real::{load_with, package_of};
 
@@ -28,7 +30,11 @@ fn logits(package: &Package, plan: &Plan) -> Vec<f32> {
 }
 
 fn packed(package: &Package, folder: &Path) -> Package {
-    let options = pack::Options { threshold: 4096, ..pack::Options::default() };
+    packed_as(Form::Operators, package, folder)
+}
+
+fn packed_as(form: Form, package: &Package, folder: &Path) -> Package {
+    let options = pack::Options { form, threshold: 4096, ..pack::Options::default() };
     pack::pack(package, folder, &options, &pack::Quiet).expect("a pack");
     Package::open(folder).expect("a package")
 }
@@ -38,6 +44,12 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = a.iter().fold(0f32, |most, value| most.max(value.abs()));
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / largest
+}
+
+/// The same for each row of logits: a prefill and six steps of two sequences.
+fn differences(a: &[f32], b: &[f32]) -> Vec<f32> {
+    let row = a.len() / 14;
+    a.chunks_exact(row).zip(b.chunks_exact(row)).map(|(a, b)| difference(a, b)).collect()
 }
 
 /// Every model, precision and flavour: whole, cut into layers, in groups, with caches that wait on disk.
@@ -63,6 +75,47 @@ fn packs_compute_what_their_packages_do() {
                 let apart = difference(&expected, &found);
                 eprintln!("{model} {name} {case}: {apart}");
                 assert!(apart < 2e-2, "{model} {name} {case}: {apart}");
+            }
+        }
+    }
+}
+
+/// Weights as inputs of segments: lent from where they are, streamed, copied ahead as to a device; in groups.
+#[test]
+fn packs_of_inputs_compute_what_their_packages_do() {
+    for model in ["qwen3-tiny", "qwen3-moe-tiny", "glm4-moe-lite-tiny", "qwen3-vl-tiny"] {
+        for precision in ["int4", "int8", "fp32", "fp16"] {
+            for flavour in ["fused", "plain"] {
+                let name = format!("{precision}-{flavour}");
+                // Quantized weights that are no constants are multiplied without rounding activations to 8 bits, as the
+                // package's are: that alone moves logits so much.
+                let most = if precision.starts_with("int") { 6e-2 } else { 3e-3 };
+                let package = Package::open(&package_of(model, &name)).expect("a package");
+                let folder = tempfile::tempdir().expect("a folder");
+                let pack = packed_as(Form::Inputs, &package, &folder.path().join("pack"));
+                let plan = Plan::with_threads(2);
+                let expected = logits(&package, &plan);
+                let resident = logits(&pack, &plan);
+                let stream = Plan { residency: Some(Residency::Stream), ..plan.clone() };
+                let copied = Plan { copies_weights: true, ..stream.clone() };
+                let mut cases = vec![("streamed", stream.clone()), ("copied ahead", copied.clone())];
+                if model == "qwen3-moe-tiny" {
+                    cases.push(("mapped", Plan { residency: Some(Residency::Mapped), ..plan.clone() }));
+                    cases.push(("all copied", Plan { copies_weights: true, ..plan.clone() }));
+                }
+                for (case, plan) in &cases {
+                    assert!(logits(&pack, plan) == resident, "{model} {name} {case}");
+                }
+                let groups = Plan { micro_batch: Some(1), ..copied };
+                for (case, found) in [("groups", logits(&pack, &groups)), ("resident", resident)] {
+                    let mut rows = differences(&expected, &found);
+                    rows.sort_by(f32::total_cmp);
+                    // A router that is all but undecided may choose another expert: in one row, not in two.
+                    let flips = usize::from(most > 0.01 && model.contains("moe"));
+                    let apart = rows[rows.len() - 1 - flips];
+                    eprintln!("{model} {name} {case}: {apart}");
+                    assert!(apart < most, "{model} {name} {case}: {rows:?}");
+                }
             }
         }
     }
