@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use ortbench::cell::Residency;
+use ortbench::cell::{Residency, RuntimeRef};
 use ortbench::engine::{Decoder, Features, Plan, Prompt};
 use ortbench::loader::pack;
 use ortbench::package::Package;
 use ortbench::package::shards::Form;
+use ortbench::runtime::catalog;
 
-use crate::real::{load_with, package_of};
+use crate::real::{fails, generate, load_with, package, package_of};
 
 /// Two prompts of unequal length: the first is padded.
 fn prompts() -> Vec<Prompt> {
@@ -118,5 +119,68 @@ fn packs_of_inputs_compute_what_their_packages_do() {
                 }
             }
         }
+    }
+}
+
+/// Whether a runtime is there; says so where it is not.
+fn installed(name: &str) -> bool {
+    let found = catalog::find(&RuntimeRef::Installed(name.to_owned())).is_ok();
+    if !found {
+        eprintln!("skipped: the runtime `{name}` is not installed");
+    }
+    found
+}
+
+/// A process of its own for each provider: it can load one library only.
+fn generated(pack: &Path, arguments: &[&str]) -> String {
+    generate(pack, &[&["--prompt", "The quick", "-n", "12", "--ids"], arguments].concat())
+}
+
+#[test]
+fn packs_of_inputs_run_on_openvino() {
+    if !installed("openvino") {
+        return;
+    }
+    for model in ["qwen3-tiny", "qwen3-moe-tiny"] {
+        let package = Package::open(&package_of(model, "fp32-plain")).expect("a package");
+        let folder = tempfile::tempdir().expect("a folder");
+        let pack = packed_as(Form::Inputs, &package, &folder.path().join("pack"));
+        let expected = generated(&package.root, &[]);
+        for residency in ["resident", "stream"] {
+            let found = generated(&pack.root, &["--provider", "openvino", "--residency", residency]);
+            assert_eq!(found, expected, "{model} {residency}");
+        }
+    }
+}
+
+/// Our operators run on the CPU: a row of another provider with them would say what is not so.
+#[test]
+fn packs_of_operators_name_the_other_form_to_other_providers() {
+    if !installed("openvino") {
+        return;
+    }
+    let package = Package::open(&package("int4-fused")).expect("a package");
+    let folder = tempfile::tempdir().expect("a folder");
+    let pack = packed(&package, &folder.path().join("pack"));
+    let path = pack.root.to_str().expect("a path");
+    let (_, text) = fails(&["generate", path, "--prompt", "The quick", "--provider", "openvino"]);
+    assert!(text.contains("run on the CPU, not on OpenVINO") && text.contains("--form inputs"), "{text}");
+}
+
+#[test]
+fn packs_of_inputs_run_on_a_gpu() {
+    if !installed("cuda") {
+        return;
+    }
+    if !Path::new("/proc/driver/nvidia/version").exists() {
+        eprintln!("skipped: this machine has no NVIDIA driver");
+        return;
+    }
+    let package = Package::open(&package_of("qwen3-tiny", "fp16-plain")).expect("a package");
+    let folder = tempfile::tempdir().expect("a folder");
+    let pack = packed_as(Form::Inputs, &package, &folder.path().join("pack"));
+    let expected = generated(&package.root, &["--provider", "cuda"]);
+    for residency in ["resident", "stream"] {
+        assert_eq!(generated(&pack.root, &["--provider", "cuda", "--residency", residency]), expected, "{residency}");
     }
 }
