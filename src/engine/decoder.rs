@@ -24,6 +24,8 @@ pub struct Decoder {
     gathered: Vec<f32>,
     /// Where what waits is.
     spill: Option<Arc<Mutex<Spill>>>,
+    /// The most bytes of hidden states in memory after a turn.
+    most_hidden: usize,
 }
 
 impl Decoder {
@@ -43,7 +45,17 @@ impl Decoder {
                 break;
             }
         }
-        Ok(Self { groups, batch, vocab: model.manifest().shape.vocab_size as usize, gathered: Vec::new(), spill })
+        if let Some(spill) = spill.as_ref().filter(|_| groups.len() > 1) {
+            groups.iter_mut().for_each(|group| group.offload_hidden(spill));
+        }
+        Ok(Self {
+            groups,
+            batch,
+            vocab: model.manifest().shape.vocab_size as usize,
+            gathered: Vec::new(),
+            spill,
+            most_hidden: 0,
+        })
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
@@ -54,6 +66,11 @@ impl Decoder {
     /// Bytes that went to disk and came back since the decoder was made; `None` where nothing of it waits on disk.
     pub fn traffic(&self) -> Option<Traffic> {
         self.spill.as_ref().map(|spill| spill.lock().unwrap_or_else(PoisonError::into_inner).traffic())
+    }
+
+    /// The most bytes of hidden states that were in memory between turns of groups, since the decoder was made.
+    pub fn most_hidden_bytes(&self) -> usize {
+        self.most_hidden
     }
 
     /// Starts anew with these prompts, one a sequence, and runs the model over all of them. The logits of each row's
@@ -178,6 +195,10 @@ impl Decoder {
                 self.groups[next % groups].prefetch(model, next / groups);
             }
             self.groups[group].run_part(model, part, weights.as_ref())?;
+            // What the group before sent out has left by the time that the one after comes in.
+            self.groups[(group + groups - 1) % groups].settle()?;
+            let hidden = self.groups.iter().map(Group::hidden_bytes).sum();
+            self.most_hidden = self.most_hidden.max(hidden);
         }
         self.groups.iter_mut().try_for_each(|group| group.finish(model, true))?;
         self.gathered.clear();

@@ -5,6 +5,7 @@ pub mod fake;
 mod feed;
 mod generate;
 mod group;
+mod hidden;
 mod inputs;
 mod model;
 mod offload;

@@ -18,6 +18,7 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
 use super::buffers::{BufferId, Element, Memory, Region};
+use super::handed::Handed;
 use super::ort_error;
 use super::session::Session;
 use super::weights::PartWeights;
@@ -28,23 +29,25 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Bindings {
     // Declared before `buffers`, so that ONNX Runtime's values are released before the memory they point to.
-    parts: Vec<RawBinding>,
-    handed: HashMap<String, RawValue>,
-    memory: MemoryInfo<'static>,
-    buffers: Vec<Memory>,
+    pub(super) parts: Vec<RawBinding>,
+    pub(super) handed: HashMap<String, Handed>,
+    pub(super) memory: MemoryInfo<'static>,
+    pub(super) buffers: Vec<Memory>,
 }
 
 /// The binding of one session.
 #[derive(Debug)]
 pub(super) struct RawBinding {
-    pointer: NonNull<sys::OrtIoBinding>,
+    pub(super) pointer: NonNull<sys::OrtIoBinding>,
     /// What each name is bound to. Binding the same again would cost a tensor and change nothing: buffers are read
     /// at run time.
     bound: HashMap<String, (BufferId, Vec<usize>)>,
     /// Names of outputs in the order in which they were first bound, which is the order of their values.
-    outputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
     /// Places among them of those that are handed over.
-    made: Vec<usize>,
+    pub(super) made: Vec<usize>,
+    /// Inputs that are what earlier parts made.
+    pub(super) taken: Vec<String>,
     /// Weights that are bound: whatever ONNX Runtime may read is kept.
     weights: Option<Arc<PartWeights>>,
     /// Whether values are copied when they are bound, to the memory of a device: what changes is bound again.
@@ -66,6 +69,7 @@ impl RawBinding {
             bound: HashMap::new(),
             outputs: Vec::new(),
             made: Vec::new(),
+            taken: Vec::new(),
             weights: None,
             copies: !session.uses_host_memory,
             session: session.inner.inner(),
@@ -122,7 +126,7 @@ impl RawBinding {
     }
 
     /// The place of an output among the values of a run.
-    fn note_output(&mut self, name: &str) -> usize {
+    pub(super) fn note_output(&mut self, name: &str) -> usize {
         self.outputs.iter().position(|output| output == name).unwrap_or_else(|| {
             self.outputs.push(name.to_owned());
             self.outputs.len() - 1
@@ -130,7 +134,7 @@ impl RawBinding {
     }
 
     /// The values of all outputs after a run.
-    fn values(&self) -> Result<Vec<RawValue>> {
+    pub(super) fn values(&self) -> Result<Vec<RawValue>> {
         let mut allocator = std::ptr::null_mut();
         let mut list: *mut *mut sys::OrtValue = std::ptr::null_mut();
         let mut count = 0;
@@ -181,6 +185,13 @@ impl Bindings {
     /// A buffer's memory, for transfers by another thread.
     pub fn region(&self, id: BufferId) -> Region {
         self.buffers[id.0].region()
+    }
+
+    /// Gives a buffer's pages back to the system; it reads as zeros then.
+    pub fn release(&mut self, id: BufferId) {
+        // SAFETY: the memory exists, and whoever moves it to or from elsewhere has ended: that is the contract of
+        // `Region`. ONNX Runtime reads it only inside `run`, which borrows `self` mutably.
+        unsafe { self.buffers[id.0].region().release() };
     }
 
     /// The first `count` elements of a buffer.
@@ -261,26 +272,6 @@ impl Bindings {
         Ok(())
     }
 
-    /// Lets ONNX Runtime allocate a part's output in its next run, to be handed over under that name.
-    pub fn make(&mut self, part: usize, name: &str) -> Result<()> {
-        let binding = &mut self.parts[part];
-        let c_name = c_name(name)?;
-        // SAFETY: binding, name and memory description are alive for the call.
-        unsafe { check((ort::api().BindOutputToDevice)(binding.pointer.as_ptr(), c_name.as_ptr(), self.memory.ptr())) }
-            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))?;
-        let place = binding.note_output(name);
-        if !binding.made.contains(&place) {
-            binding.made.push(place);
-        }
-        Ok(())
-    }
-
-    /// Binds what an earlier part made under that name as this part's input.
-    pub fn take(&mut self, part: usize, name: &str) -> Result<()> {
-        let value = self.handed.get(name).ok_or_else(|| Error::new(format!("no part has made `{name}` yet")))?;
-        self.parts[part].bind_input(name, value)
-    }
-
     /// Binds a part's weights. They are kept as long as they are bound.
     pub fn bind_weights(&mut self, part: usize, weights: &Arc<PartWeights>) -> Result<()> {
         let binding = &mut self.parts[part];
@@ -300,11 +291,6 @@ impl Bindings {
         self.parts[part].clear_inputs();
     }
 
-    /// Lets go of what was handed over under that name, and gives its memory back once no binding holds it.
-    pub fn drop_handed(&mut self, name: &str) {
-        self.handed.remove(name);
-    }
-
     /// Runs the one session on what is bound.
     pub fn run(&mut self, session: &mut Session) -> Result<()> {
         self.run_part(0, session)
@@ -314,15 +300,7 @@ impl Bindings {
     pub fn run_part(&mut self, part: usize, session: &mut Session) -> Result<()> {
         let binding = &mut self.parts[part];
         binding.run(session)?;
-        if !binding.made.is_empty() {
-            let values = binding.values()?;
-            for (place, value) in values.into_iter().enumerate() {
-                if binding.made.contains(&place) {
-                    self.handed.insert(binding.outputs[place].clone(), value);
-                }
-            }
-        }
-        Ok(())
+        self.collect(part)
     }
 
     fn value(&self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<RawValue> {

@@ -12,6 +12,7 @@ mod buffers;
 pub mod custom;
 pub mod device;
 mod fetch;
+mod handed;
 mod library;
 mod operators;
 mod placement;

@@ -122,6 +122,49 @@ fn packs_of_inputs_compute_what_their_packages_do() {
     }
 }
 
+/// Large hidden states of groups that wait leave for the disk, and come back as they were.
+#[test]
+fn hidden_states_wait_on_disk() {
+    let prompts: Vec<Prompt> =
+        (0..12u32).map(|row| Prompt::text((0..600 - 7 * row).map(|i| 3 + (i * (5 + row)) % 400).collect())).collect();
+    let cases = [("fp32-fused", Form::Operators, Residency::Resident), ("fp32-plain", Form::Inputs, Residency::Stream)];
+    for (name, form, residency) in cases {
+        let package = Package::open(&package(name)).expect("a package");
+        let folder = tempfile::tempdir().expect("a folder");
+        let pack = packed_as(form, &package, &folder.path().join("pack"));
+        let run = |offload: Option<&Path>| {
+            let plan = Plan {
+                micro_batch: Some(2),
+                residency: Some(residency),
+                offload: offload.map(Path::to_owned),
+                ..Plan::with_threads(2)
+            };
+            let mut model = load_with(&pack, &plan).expect("a model");
+            let mut decoder = Decoder::new(&model, prompts.len(), 640).expect("a decoder");
+            let mut all = Vec::new();
+            // Twice: room is used again.
+            for _ in 0..2 {
+                decoder.prefill(&mut model, &prompts, &Features::default()).expect("a prefill");
+                all.extend(decoder.logits().iter().copied());
+                for step in 0..2 {
+                    decoder.step(&mut model, &[10 + step; 12]).expect("a step");
+                    all.extend(decoder.logits().iter().copied());
+                }
+            }
+            (all, decoder.most_hidden_bytes(), decoder.traffic())
+        };
+        let (expected, in_memory, none) = run(None);
+        let (found, waiting, traffic) = run(Some(folder.path()));
+        assert!(none.is_none() && found == expected, "{name} {form:?}");
+        // Every group's at once, against those of the one that ran, the next one and the one that leaves.
+        assert!(in_memory > 6 << 20, "{name} {form:?}: {in_memory}");
+        assert!(waiting * 2 <= in_memory, "{name} {form:?}: {waiting} of {in_memory}");
+        let traffic = traffic.expect("a disk");
+        eprintln!("{name} {form:?}: {waiting} of {in_memory} bytes, {traffic:?}");
+        assert!(traffic.read > 2 * in_memory as u64, "{name} {form:?}: {traffic:?}");
+    }
+}
+
 /// Whether a runtime is there; says so where it is not.
 fn installed(name: &str) -> bool {
     let found = catalog::find(&RuntimeRef::Installed(name.to_owned())).is_ok();
