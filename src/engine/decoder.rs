@@ -3,6 +3,8 @@
 //! Several groups are how a model that does not fit in memory serves a large batch: a part's weights are read once and
 //! applied to every group before the next part's are read.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ndarray::ArrayView2;
 
 use crate::engine::group::{Group, Visit};
@@ -10,6 +12,7 @@ use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
 use crate::error::{Error, Result};
+use crate::loader::spill::{Spill, Traffic};
 
 /// A batch in progress.
 #[derive(Debug)]
@@ -19,6 +22,10 @@ pub struct Decoder {
     vocab: usize,
     /// The last rows' logits of several groups, one after the other.
     gathered: Vec<f32>,
+    /// Where what waits is.
+    spill: Option<Arc<Mutex<Spill>>>,
+    /// The most bytes of hidden states in memory after a turn.
+    most_hidden: usize,
 }
 
 impl Decoder {
@@ -38,12 +45,32 @@ impl Decoder {
                 break;
             }
         }
-        Ok(Self { groups, batch, vocab: model.manifest().shape.vocab_size as usize, gathered: Vec::new() })
+        if let Some(spill) = spill.as_ref().filter(|_| groups.len() > 1) {
+            groups.iter_mut().for_each(|group| group.offload_hidden(spill));
+        }
+        Ok(Self {
+            groups,
+            batch,
+            vocab: model.manifest().shape.vocab_size as usize,
+            gathered: Vec::new(),
+            spill,
+            most_hidden: 0,
+        })
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
     pub fn touch_cache(&mut self) {
         self.groups.iter_mut().for_each(Group::touch_cache);
+    }
+
+    /// Bytes that went to disk and came back since the decoder was made; `None` where nothing of it waits on disk.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.spill.as_ref().map(|spill| spill.lock().unwrap_or_else(PoisonError::into_inner).traffic())
+    }
+
+    /// The most bytes of hidden states that were in memory between turns of groups, since the decoder was made.
+    pub fn most_hidden_bytes(&self) -> usize {
+        self.most_hidden
     }
 
     /// Starts anew with these prompts, one a sequence, and runs the model over all of them. The logits of each row's
@@ -155,13 +182,23 @@ impl Decoder {
     /// Runs what the groups began: each part over every group before the next part.
     fn run(&mut self, model: &mut Model) -> Result<()> {
         let (parts, groups) = (model.parts.len(), self.groups.len());
+        let mut weights = None;
         for turn in 0..parts * groups {
             let (part, group) = (turn / groups, turn % groups);
+            if group == 0 {
+                // The last part's go before this one's are wanted: their memory may be the same.
+                drop(weights.take());
+                weights = model.feed(part)?;
+            }
             let next = turn + 1;
             if next < parts * groups {
                 self.groups[next % groups].prefetch(model, next / groups);
             }
-            self.groups[group].run_part(model, part)?;
+            self.groups[group].run_part(model, part, weights.as_ref())?;
+            // What the group before sent out has left by the time that the one after comes in.
+            self.groups[(group + groups - 1) % groups].settle()?;
+            let hidden = self.groups.iter().map(Group::hidden_bytes).sum();
+            self.most_hidden = self.most_hidden.max(hidden);
         }
         self.groups.iter_mut().try_for_each(|group| group.finish(model, true))?;
         self.gathered.clear();

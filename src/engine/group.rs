@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::cell::Dtype;
+use crate::engine::hidden::Hidden;
 use crate::engine::inputs::Inputs;
 use crate::engine::model::Model;
 use crate::engine::offload::{Extent, Offload, aligned_capacity};
@@ -18,7 +19,7 @@ use crate::engine::vision::Features;
 use crate::error::{Error, Result};
 use crate::loader::spill::Spill;
 use crate::package::{Dim, Port};
-use crate::runtime::{Bindings, BufferId};
+use crate::runtime::{Bindings, BufferId, PartWeights};
 
 /// A batch in progress, or a part of one.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Group {
     /// The disk's share of the cache, where it waits there. Declared first: transfers under way end before the
     /// buffers go.
     offload: Option<Offload>,
+    /// What parts make for later ones, where that waits there too.
+    hidden: Option<Hidden>,
     bindings: Bindings,
     batch: usize,
     capacity: usize,
@@ -143,7 +146,35 @@ impl Group {
             None => None,
             Some(spill) => Some(Offload::new(spill, cache.iter().map(bytes))?),
         };
-        Ok(Self { bindings, batch, capacity, columns: 0, inputs, logits, cache, new: 0, written_from: 0, offload })
+        Ok(Self {
+            bindings,
+            batch,
+            capacity,
+            columns: 0,
+            inputs,
+            logits,
+            cache,
+            new: 0,
+            written_from: 0,
+            offload,
+            hidden: None,
+        })
+    }
+
+    /// Lets hidden states wait on disk as well, where they are large and other groups have their turn meanwhile.
+    pub fn offload_hidden(&mut self, spill: &Arc<Mutex<Spill>>) {
+        self.hidden = Some(Hidden::new(spill));
+    }
+
+    /// Waits until what the group sent to disk of its hidden states has left.
+    pub fn settle(&mut self) -> Result<()> {
+        self.hidden.as_mut().map_or(Ok(()), Hidden::settle)
+    }
+
+    /// Bytes of hidden states in memory.
+    pub fn hidden_bytes(&self) -> usize {
+        let theirs: usize = self.bindings.handed().map(|(_, bytes)| bytes).sum();
+        theirs + self.hidden.as_ref().map_or(0, Hidden::bytes)
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
@@ -285,10 +316,11 @@ impl Group {
     fn append(&mut self, model: &mut Model, rows: &[&[u32]], tails: &[usize], keep: bool) -> Result<()> {
         self.begin_tokens(model, rows, tails)?;
         for part in 0..model.parts.len() {
+            let weights = model.feed(part)?;
             if part + 1 < model.parts.len() {
                 self.prefetch(model, part + 1);
             }
-            self.run_part(model, part)?;
+            self.run_part(model, part, weights.as_ref())?;
         }
         self.finish(model, keep)
     }
@@ -325,6 +357,11 @@ impl Group {
     /// Prepares a run of `new` columns.
     fn begin(&mut self, model: &Model, new: usize) -> Result<()> {
         self.new = new;
+        // Of a run that broke off.
+        if let Some(hidden) = &mut self.hidden {
+            hidden.clear(&mut self.bindings);
+        }
+        self.bindings.drop_all_handed();
         self.inputs.prepare(&mut self.bindings, model, self.columns + new);
         let logits = &mut self.logits;
         logits.selected = model.computes_selected_logits();
@@ -337,10 +374,27 @@ impl Group {
         Ok(())
     }
 
-    /// Runs one part of the model over the columns at hand; parts run in their order.
-    pub fn run_part(&mut self, model: &mut Model, place: usize) -> Result<()> {
-        let (batch, past, total) = (self.batch, self.columns, self.columns + self.new);
+    /// Runs one part of the model over the columns at hand; parts run in their order. `weights` are those that its
+    /// graph takes as inputs.
+    pub fn run_part(&mut self, model: &mut Model, place: usize, weights: Option<&Arc<PartWeights>>) -> Result<()> {
         self.bring_in(model, place)?;
+        let run = self.bind_and_run(model, place, weights);
+        if weights.is_some() && !model.keeps_fed() {
+            self.bindings.unbind_weights(place);
+        }
+        run?;
+        for name in &model.parts[place].taken_last {
+            self.bindings.drop_handed(name);
+            if let Some(hidden) = &mut self.hidden {
+                hidden.forget(name, &mut self.bindings)?;
+            }
+        }
+        self.send_out(model, place);
+        self.hidden.as_mut().map_or(Ok(()), |hidden| hidden.send_out(&mut self.bindings))
+    }
+
+    fn bind_and_run(&mut self, model: &mut Model, place: usize, weights: Option<&Arc<PartWeights>>) -> Result<()> {
+        let (batch, past, total) = (self.batch, self.columns, self.columns + self.new);
         let part = &model.parts[place];
         let bindings = &mut self.bindings;
         self.inputs.bind(bindings, model, place, self.new, total)?;
@@ -364,16 +418,17 @@ impl Group {
         for name in &part.makes {
             bindings.make(place, name)?;
         }
-        bindings.run_part(place, &mut model.parts[place].session)?;
-        for name in &model.parts[place].taken_last {
-            bindings.drop_handed(name);
+        if let Some(weights) = weights {
+            bindings.bind_weights(place, weights)?;
         }
-        self.send_out(model, place);
-        Ok(())
+        bindings.run_part(place, &mut model.parts[place].session)
     }
 
     /// Begins to bring a part's cache in from disk, where it waits there.
     pub fn prefetch(&mut self, model: &Model, place: usize) {
+        if let Some(hidden) = &mut self.hidden {
+            hidden.prefetch(&model.parts[place].takes, &self.bindings);
+        }
         let Some(offload) = &mut self.offload else { return };
         for &tensor in &model.parts[place].caches {
             let extent = self.cache[tensor].extent(self.batch, self.capacity, self.columns, false);
@@ -382,6 +437,9 @@ impl Group {
     }
 
     fn bring_in(&mut self, model: &Model, place: usize) -> Result<()> {
+        if let Some(hidden) = &mut self.hidden {
+            hidden.bring_in(&model.parts[place].takes, &self.bindings)?;
+        }
         let Some(offload) = &mut self.offload else { return Ok(()) };
         for &tensor in &model.parts[place].caches {
             let extent = self.cache[tensor].extent(self.batch, self.capacity, self.columns, false);

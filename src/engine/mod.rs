@@ -2,8 +2,10 @@
 
 mod decoder;
 pub mod fake;
+mod feed;
 mod generate;
 mod group;
+mod hidden;
 mod inputs;
 mod model;
 mod offload;

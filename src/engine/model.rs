@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use crate::cell::{Backend, Flavour};
+use crate::engine::feed::{self, Feed};
 use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
 use crate::engine::plan::{CacheMode, Plan};
@@ -13,9 +14,9 @@ use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
 use crate::loader::pager::Statistics;
 use crate::loader::spill::Spill;
-use crate::package::shards::ALIGNMENT;
+use crate::package::shards::{ALIGNMENT, Form};
 use crate::package::{CacheUpdate, Dim, Graph, Manifest, Package, Padding, Port, PortRole};
-use crate::runtime::{Placement, Runtime, Session, SessionOptions, providers};
+use crate::runtime::{PartWeights, Placement, Runtime, Session, SessionOptions, providers};
 
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Model {
     pub(super) parts: Vec<Part>,
     /// Sequences that go through a part together; `None` for all of a batch.
     pub(super) micro_batch: Option<usize>,
+    // Before the weights: what it lends is theirs.
+    feed: Option<Feed>,
     weights: Option<Weights>,
     /// The folder for caches that wait on disk.
     offload: Option<PathBuf>,
@@ -79,6 +82,9 @@ impl Model {
         }
         let options = SessionOptions { threads: plan.threads, config: plan.session_config.clone() };
         let weights = Weights::of(package, plan)?;
+        if let Some(weights) = &weights {
+            weights.expect_form(backend.provider)?;
+        }
         let given = weights.as_ref().map(Weights::operators);
         let opening = Opening { runtime, package, backend, options: &options, weights: given.as_ref() };
         if weights.is_none() && plan.cuts_the_graph() {
@@ -89,7 +95,12 @@ impl Model {
             .hint("make one with `ortbench pack`, or leave `micro_batch` and `offload` out"));
         }
         let parts = match &weights {
-            Some(weights) if plan.cuts_the_graph() => opening.cut(weights.index(), &ports)?,
+            // A graph whose weights are inputs is there in segments only.
+            Some(weights) if plan.cuts_the_graph() || weights.index().form == Form::Inputs => {
+                let parts = opening.cut(weights.index(), &ports)?;
+                feed::agree(&parts, weights, &|name| graph.inputs.iter().any(|port| port.name == name))?;
+                parts
+            }
             _ => opening.whole(graph, &ports)?,
         };
         let vision = match (plan.images, &package.manifest.image) {
@@ -97,8 +108,9 @@ impl Model {
             (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
             (true, None) => return Err(package.takes_no_images()),
         };
-        let model = Self {
+        let mut model = Self {
             parts,
+            feed: None,
             micro_batch: plan.micro_batch.map(|size| size as usize),
             weights,
             offload: plan.offload.clone(),
@@ -119,6 +131,7 @@ impl Model {
             // Last, when everything else that the process holds shows.
             let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences));
             weights.bring_in(reserve, u64::from(together) * u64::from(plan.tokens))?;
+            model.feed = Feed::of(runtime, backend, plan, weights)?;
         }
         Ok(model)
     }
@@ -207,6 +220,16 @@ impl Model {
     /// Gives memory back where the process holds more than its budget.
     pub(super) fn keep_within_budget(&self) -> Result<()> {
         self.weights.as_ref().map_or(Ok(()), Weights::keep_within_budget)
+    }
+
+    /// The weights of a part, once they are there, where they are inputs of its graph.
+    pub(super) fn feed(&mut self, part: usize) -> Result<Option<Arc<PartWeights>>> {
+        self.feed.as_mut().map(|feed| feed.part(part)).transpose()
+    }
+
+    /// Whether weights that were bound to a part stay so.
+    pub(super) fn keeps_fed(&self) -> bool {
+        self.feed.as_ref().is_some_and(Feed::keeps)
     }
 
     /// Bytes of cache that a decoder of this size allocates.

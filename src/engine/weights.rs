@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::cell::Residency;
+use crate::cell::{ProviderKind, Residency};
 use crate::engine::plan::Plan;
 use crate::error::{Error, Result};
 use crate::loader::pager::{Options, Pager, Statistics};
 use crate::loader::store::Store;
 use crate::loader::{held, pack};
 use crate::package::Package;
-use crate::package::shards::{Record, ShardIndex, What};
-use crate::runtime::custom;
+use crate::package::shards::{Form, Record, ShardIndex, What};
+use crate::runtime::{custom, providers};
 
 /// What a process allocates beside weights, caches and activations, on top of what shows after loading.
 const ALLOWANCE: u64 = 64 << 20;
@@ -48,9 +48,36 @@ impl Weights {
         Ok(Some(Self { store, residency, budget: plan.budget }))
     }
 
+    /// Refuses a provider that could not run the pack's operators, which this program computes on the CPU: the row would
+    /// bear the name of a provider that did next to nothing.
+    ///
+    /// # Errors
+    /// A pack of operators on another provider.
+    pub fn expect_form(&self, provider: ProviderKind) -> Result<()> {
+        if self.index().form == Form::Inputs || provider == ProviderKind::Cpu {
+            return Ok(());
+        }
+        let name = providers::of(provider).canonical_name();
+        Err(Error::unsupported(format!("the pack's operators are this program's and run on the CPU, not on {name}"))
+            .hint("pack the model with `--form inputs` for other providers"))
+    }
+
     /// The pack's index.
     pub fn index(&self) -> &ShardIndex {
         self.store.index()
+    }
+
+    /// Where they live.
+    pub fn residency(&self) -> Residency {
+        self.residency
+    }
+
+    /// What keeps them in memory.
+    ///
+    /// # Errors
+    /// Weights that were not brought in: a bug.
+    pub fn pager(&self) -> Result<&Arc<Pager>> {
+        self.store.pager().ok_or_else(|| Error::new("the weights were not opened yet; this is a bug"))
     }
 
     /// What operators ask.

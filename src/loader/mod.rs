@@ -1,9 +1,11 @@
 //! Where weights live when memory is short: packs on disk, what of them is in memory, and what is read ahead of use.
 //!
 //! `pack/` turns a package into a pack; `kernels/` computes on packed weights; `pager/` keeps records in memory under
-//! a budget and reads the others ahead, through `io/`; `operators.rs` gives both to ONNX Runtime.
+//! a budget and reads the others ahead, through `io/`; `store.rs` gives both to operators, `feed/` gives weights to graphs
+//! whose inputs they are.
 
 pub mod codec;
+pub mod feed;
 pub mod held;
 pub mod io;
 pub mod kernels;

@@ -32,7 +32,10 @@ pub struct Spill {
     jobs: Option<Sender<Job>>,
     worker: Option<JoinHandle<()>>,
     end: u64,
+    /// Where room that was asked for later begins: `place` ends before.
     room: u64,
+    /// The end of that.
+    more: u64,
     traffic: Arc<(AtomicU64, AtomicU64)>,
 }
 
@@ -90,7 +93,15 @@ impl Spill {
             .name("spill".to_owned())
             .spawn(move || work(&file, direct, &queue, &counted))
             .with_context(failed)?;
-        Ok(Self { folder: folder.to_owned(), jobs: Some(jobs), worker: Some(worker), end: 0, room, traffic })
+        Ok(Self {
+            folder: folder.to_owned(),
+            jobs: Some(jobs),
+            worker: Some(worker),
+            end: 0,
+            room,
+            more: room.next_multiple_of(ALIGNMENT),
+            traffic,
+        })
     }
 
     /// A place for that many bytes.
@@ -104,6 +115,29 @@ impl Spill {
             let message = format!("the file in `{}` has room for {} only", self.folder.display(), self.room);
             return Err(Error::new(message));
         }
+        Ok(offset)
+    }
+
+    /// A place for that many bytes beyond those that the file was made for.
+    ///
+    /// # Errors
+    /// A disk without room.
+    pub fn place_more(&mut self, bytes: u64) -> Result<u64> {
+        let bytes = bytes.next_multiple_of(ALIGNMENT);
+        let failed = || {
+            let folder = self.folder.display();
+            format!("there is no room for {} more in `{folder}`", crate::units::bytes(bytes))
+        };
+        let free = rustix::fs::statvfs(&self.folder).with_context(failed)?;
+        let free = free.f_bavail * free.f_frsize;
+        if free < bytes {
+            return Err(Error::environment(failed())
+                .because(std::io::Error::other(format!("only {} are free", crate::units::bytes(free))))
+                .hint("fewer sequences or a shorter context need less; or give the pack a disk with more room"));
+        }
+        // The rest of the room stays that of those for whom it was made.
+        let offset = self.more;
+        self.more += bytes;
         Ok(offset)
     }
 

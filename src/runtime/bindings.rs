@@ -7,18 +7,21 @@
 //! against 29 µs for a cache of 28 layers).
 
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
 use super::buffers::{BufferId, Element, Memory, Region};
+use super::handed::Handed;
 use super::ort_error;
 use super::session::Session;
+use super::weights::PartWeights;
 use crate::cell::Dtype;
 use crate::error::{Error, Result};
 
@@ -26,30 +29,36 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Bindings {
     // Declared before `buffers`, so that ONNX Runtime's values are released before the memory they point to.
-    parts: Vec<RawBinding>,
-    handed: HashMap<String, RawValue>,
-    memory: MemoryInfo<'static>,
-    buffers: Vec<Memory>,
+    pub(super) parts: Vec<RawBinding>,
+    pub(super) handed: HashMap<String, Handed>,
+    pub(super) memory: MemoryInfo<'static>,
+    pub(super) buffers: Vec<Memory>,
 }
 
 /// The binding of one session.
 #[derive(Debug)]
-struct RawBinding {
-    pointer: NonNull<sys::OrtIoBinding>,
+pub(super) struct RawBinding {
+    pub(super) pointer: NonNull<sys::OrtIoBinding>,
     /// What each name is bound to. Binding the same again would cost a tensor and change nothing: buffers are read
     /// at run time.
     bound: HashMap<String, (BufferId, Vec<usize>)>,
     /// Names of outputs in the order in which they were first bound, which is the order of their values.
-    outputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
     /// Places among them of those that are handed over.
-    made: Vec<usize>,
+    pub(super) made: Vec<usize>,
+    /// Inputs that are what earlier parts made.
+    pub(super) taken: Vec<String>,
+    /// Weights that are bound: whatever ONNX Runtime may read is kept.
+    weights: Option<Arc<PartWeights>>,
+    /// Whether values are copied when they are bound, to the memory of a device: what changes is bound again.
+    copies: bool,
     // The session must outlive its binding.
-    session: std::sync::Arc<ort::session::SharedSessionInner>,
+    session: Arc<ort::session::SharedSessionInner>,
     _not_sync: PhantomData<*mut ()>,
 }
 
 impl RawBinding {
-    fn new(session: &Session) -> Result<Self> {
+    pub(super) fn new(session: &Session) -> Result<Self> {
         let mut pointer = std::ptr::null_mut();
         // SAFETY: the session is alive and the out-pointer valid.
         unsafe { check((ort::api().CreateIoBinding)(session.inner.ptr().cast_mut(), &mut pointer)) }
@@ -60,25 +69,64 @@ impl RawBinding {
             bound: HashMap::new(),
             outputs: Vec::new(),
             made: Vec::new(),
+            taken: Vec::new(),
+            weights: None,
+            copies: !session.uses_host_memory,
             session: session.inner.inner(),
             _not_sync: PhantomData,
         })
+    }
+
+    /// Whether nothing needs to be done to bind an input.
+    fn is_up_to_date(&self, name: &str, id: BufferId, shape: &[usize]) -> bool {
+        !self.copies && self.is_bound(name, id, shape)
     }
 
     fn is_bound(&self, name: &str, id: BufferId, shape: &[usize]) -> bool {
         self.bound.get(name).is_some_and(|(bound, dims)| *bound == id && dims == shape)
     }
 
-    fn bind_input(&mut self, name: &str, value: &RawValue) -> Result<()> {
+    pub(super) fn bind_input(&mut self, name: &str, value: &RawValue) -> Result<()> {
+        self.bind_named(&c_name(name)?, value)
+    }
+
+    /// Binds an output to a value whose memory outlives the binding.
+    pub(super) fn bind_output(&mut self, name: &str, value: &RawValue) -> Result<()> {
         let c_name = c_name(name)?;
         // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
-        // lives as long as the `Bindings` that this belongs to.
+        // lives as long as the binding.
+        unsafe { check((ort::api().BindOutput)(self.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
+            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))
+    }
+
+    /// Runs the session on what is bound.
+    pub(super) fn run(&mut self, session: &mut Session) -> Result<()> {
+        assert!(Arc::ptr_eq(&self.session, &session.inner.inner()), "bindings of another session");
+        // SAFETY: binding and session are alive and belong together (asserted), and both are borrowed mutably.
+        unsafe {
+            check((ort::api().RunWithBinding)(session.inner.ptr().cast_mut(), std::ptr::null(), self.pointer.as_ptr()))
+        }
+        .map_err(|error| session.failure.take().unwrap_or_else(|| ort_error("the run failed", error)))
+    }
+
+    /// Lets go of every input, and of the weights among them.
+    fn clear_inputs(&mut self) {
+        // SAFETY: the binding is alive; it drops its references to values.
+        unsafe { (ort::api().ClearBoundInputs)(self.pointer.as_ptr()) };
+        self.bound.retain(|name, _| self.outputs.contains(name));
+        self.weights = None;
+    }
+
+    fn bind_named(&mut self, c_name: &CStr, value: &RawValue) -> Result<()> {
+        let name = c_name.to_string_lossy();
+        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
+        // is kept as long as it is bound.
         unsafe { check((ort::api().BindInput)(self.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
             .map_err(|error| ort_error(format!("cannot bind the input `{name}`"), error))
     }
 
     /// The place of an output among the values of a run.
-    fn note_output(&mut self, name: &str) -> usize {
+    pub(super) fn note_output(&mut self, name: &str) -> usize {
         self.outputs.iter().position(|output| output == name).unwrap_or_else(|| {
             self.outputs.push(name.to_owned());
             self.outputs.len() - 1
@@ -86,7 +134,7 @@ impl RawBinding {
     }
 
     /// The values of all outputs after a run.
-    fn values(&self) -> Result<Vec<RawValue>> {
+    pub(super) fn values(&self) -> Result<Vec<RawValue>> {
         let mut allocator = std::ptr::null_mut();
         let mut list: *mut *mut sys::OrtValue = std::ptr::null_mut();
         let mut count = 0;
@@ -137,6 +185,13 @@ impl Bindings {
     /// A buffer's memory, for transfers by another thread.
     pub fn region(&self, id: BufferId) -> Region {
         self.buffers[id.0].region()
+    }
+
+    /// Gives a buffer's pages back to the system; it reads as zeros then.
+    pub fn release(&mut self, id: BufferId) {
+        // SAFETY: the memory exists, and whoever moves it to or from elsewhere has ended: that is the contract of
+        // `Region`. ONNX Runtime reads it only inside `run`, which borrows `self` mutably.
+        unsafe { self.buffers[id.0].region().release() };
     }
 
     /// The first `count` elements of a buffer.
@@ -194,7 +249,7 @@ impl Bindings {
 
     /// Binds the start of a buffer as a part's input of this type and shape; replaces what was bound under that name.
     pub fn bind_input(&mut self, part: usize, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
-        if self.parts[part].is_bound(name, id, shape) {
+        if self.parts[part].is_up_to_date(name, id, shape) {
             return Ok(());
         }
         let value = self.value(name, id, dtype, shape)?;
@@ -211,39 +266,29 @@ impl Bindings {
         }
         let value = self.value(name, id, dtype, shape)?;
         let binding = &mut self.parts[part];
-        let c_name = c_name(name)?;
-        // SAFETY: binding, name and value are alive; ONNX Runtime keeps its own reference to the value, whose memory
-        // lives as long as `self`.
-        unsafe { check((ort::api().BindOutput)(binding.pointer.as_ptr(), c_name.as_ptr(), value.0)) }
-            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))?;
+        binding.bind_output(name, &value)?;
         binding.note_output(name);
         binding.bound.insert(name.to_owned(), (id, shape.to_vec()));
         Ok(())
     }
 
-    /// Lets ONNX Runtime allocate a part's output in its next run, to be handed over under that name.
-    pub fn make(&mut self, part: usize, name: &str) -> Result<()> {
+    /// Binds a part's weights. They are kept as long as they are bound.
+    pub fn bind_weights(&mut self, part: usize, weights: &Arc<PartWeights>) -> Result<()> {
         let binding = &mut self.parts[part];
-        let c_name = c_name(name)?;
-        // SAFETY: binding, name and memory description are alive for the call.
-        unsafe { check((ort::api().BindOutputToDevice)(binding.pointer.as_ptr(), c_name.as_ptr(), self.memory.ptr())) }
-            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))?;
-        let place = binding.note_output(name);
-        if !binding.made.contains(&place) {
-            binding.made.push(place);
+        if binding.weights.as_ref().is_some_and(|bound| Arc::ptr_eq(bound, weights)) {
+            return Ok(());
         }
-        Ok(())
+        if binding.weights.is_some() {
+            binding.clear_inputs();
+        }
+        // First, so that whatever is bound is kept even where the next one fails.
+        binding.weights = Some(Arc::clone(weights));
+        weights.values().iter().try_for_each(|(name, value)| binding.bind_named(name, value))
     }
 
-    /// Binds what an earlier part made under that name as this part's input.
-    pub fn take(&mut self, part: usize, name: &str) -> Result<()> {
-        let value = self.handed.get(name).ok_or_else(|| Error::new(format!("no part has made `{name}` yet")))?;
-        self.parts[part].bind_input(name, value)
-    }
-
-    /// Lets go of what was handed over under that name, and gives its memory back once no binding holds it.
-    pub fn drop_handed(&mut self, name: &str) {
-        self.handed.remove(name);
+    /// Lets go of a part's weights, and of its other inputs, which are bound anew before its next run.
+    pub fn unbind_weights(&mut self, part: usize) {
+        self.parts[part].clear_inputs();
     }
 
     /// Runs the one session on what is bound.
@@ -253,27 +298,9 @@ impl Bindings {
 
     /// Runs a part's session on what is bound to it.
     pub fn run_part(&mut self, part: usize, session: &mut Session) -> Result<()> {
-        let binding = &self.parts[part];
-        assert!(std::sync::Arc::ptr_eq(&binding.session, &session.inner.inner()), "bindings of another session");
-        // SAFETY: binding and session are alive and belong together (asserted), and both are borrowed mutably, so
-        // nothing else touches the buffers.
-        unsafe {
-            check((ort::api().RunWithBinding)(
-                session.inner.ptr().cast_mut(),
-                std::ptr::null(),
-                binding.pointer.as_ptr(),
-            ))
-        }
-        .map_err(|error| session.failure.take().unwrap_or_else(|| ort_error("the run failed", error)))?;
-        if !binding.made.is_empty() {
-            let values = binding.values()?;
-            for (place, value) in values.into_iter().enumerate() {
-                if binding.made.contains(&place) {
-                    self.handed.insert(binding.outputs[place].clone(), value);
-                }
-            }
-        }
-        Ok(())
+        let binding = &mut self.parts[part];
+        binding.run(session)?;
+        self.collect(part)
     }
 
     fn value(&self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<RawValue> {
@@ -299,13 +326,13 @@ impl Bindings {
     }
 }
 
-fn c_name(name: &str) -> Result<CString> {
+pub(super) fn c_name(name: &str) -> Result<CString> {
     CString::new(name).map_err(|_| Error::new(format!("`{name}` is no name of an input or output")))
 }
 
 /// A value that is released when its scope ends; bindings hold references of their own.
 #[derive(Debug)]
-struct RawValue(*mut sys::OrtValue);
+pub(super) struct RawValue(pub(super) *mut sys::OrtValue);
 
 impl Drop for RawValue {
     fn drop(&mut self) {

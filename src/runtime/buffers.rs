@@ -87,6 +87,11 @@ pub struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
+    /// Its address.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
     /// Its length, without the rest of its last page.
     pub fn bytes(&self) -> usize {
         self.bytes

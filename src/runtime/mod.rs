@@ -10,19 +10,23 @@ pub mod install;
 mod bindings;
 mod buffers;
 pub mod custom;
+pub mod device;
 mod fetch;
+mod handed;
 mod library;
 mod operators;
 mod placement;
 pub mod products;
 pub mod providers;
 mod session;
+mod weights;
 
 pub use bindings::Bindings;
 pub use buffers::{BufferId, Element, Memory, Region};
 pub use library::Runtime;
 pub use placement::Placement;
 pub use session::{Session, SessionOptions};
+pub use weights::{Lent, PartWeights, WeightInput};
 
 use crate::error::Error;
 

@@ -27,8 +27,16 @@ pub struct SessionOptions {
 pub struct Session {
     pub(super) inner: ort::session::Session,
     pub(super) failure: Failure,
+    /// Whether its provider computes in the host's memory.
+    pub(super) uses_host_memory: bool,
     provider: &'static str,
     placement: Placement,
+}
+
+/// Where a graph is loaded from.
+enum Source<'a> {
+    File(&'a Path),
+    Bytes(&'a [u8]),
 }
 
 impl std::fmt::Debug for dyn Provider {
@@ -58,6 +66,24 @@ impl Session {
         options: &SessionOptions,
         weights: Option<&Arc<dyn Weights>>,
     ) -> Result<Self> {
+        Self::of_source(runtime, Source::File(file), backend, options, weights)
+    }
+
+    /// Loads an ONNX model from memory.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn of_bytes(runtime: &Runtime, model: &[u8], backend: &Backend, options: &SessionOptions) -> Result<Self> {
+        Self::of_source(runtime, Source::Bytes(model), backend, options, None)
+    }
+
+    fn of_source(
+        runtime: &Runtime,
+        source: Source,
+        backend: &Backend,
+        options: &SessionOptions,
+        weights: Option<&Arc<dyn Weights>>,
+    ) -> Result<Self> {
         let provider = providers::of(backend.provider);
         let name = provider.canonical_name();
         if !runtime.compiled_providers()?.iter().any(|compiled| compiled == name) {
@@ -79,11 +105,13 @@ impl Session {
                 .with_operators(domain)
                 .map_err(|error| ort_error("cannot add the operators of the domain `ortbench`", error.into()))?;
         }
-        let inner = builder
-            .commit_from_file(file)
-            .map_err(|error| failure.take().unwrap_or_else(|| refused(runtime, file, name, error)))?;
+        let (inner, file) = match source {
+            Source::File(file) => (builder.commit_from_file(file), file),
+            Source::Bytes(model) => (builder.commit_from_memory(model), Path::new("a graph of this program")),
+        };
+        let inner = inner.map_err(|error| failure.take().unwrap_or_else(|| refused(runtime, file, name, error)))?;
         let placement = Placement::read(&inner)?;
-        Ok(Self { inner, failure, provider: name, placement })
+        Ok(Self { inner, failure, uses_host_memory: provider.uses_host_memory(), provider: name, placement })
     }
 
     /// ONNX Runtime's name of the provider that was asked for.

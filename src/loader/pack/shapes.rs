@@ -64,7 +64,7 @@ impl Shapes {
     /// Sizes that a node computes out of shapes.
     fn elements(&self, node: &NodeProto) -> Option<Vec<Dimension>> {
         match node.op_type() {
-            "Shape" if node.attribute.is_empty() => self.input(node, 0).cloned(),
+            "Shape" => self.asked(node).map(<[Dimension]>::to_vec),
             "Concat" => {
                 let parts = (0..node.input.len()).map(|place| self.value(node, place).cloned());
                 Some(parts.collect::<Option<Vec<_>>>()?.concat())
@@ -88,7 +88,7 @@ impl Shapes {
             | ("DequantizeLinear" | "QuantizeLinear" | "ScatterElements" | "ScatterND" | "Trilu", 0)
             | ("MoE" | "QMoE" | "RotaryEmbedding", 0) => input(0).cloned(),
             ("GatherElements", 0) => input(1).cloned(),
-            ("Shape", 0) => Some(vec![input(0).filter(|_| node.attribute.is_empty()).map_or(open(), |of| count(of))]),
+            ("Shape", 0) => Some(vec![self.asked(node).map_or(open(), count)]),
             ("Range", 0) => Some(vec![open()]),
             ("ConstantOfShape", 0) => self.sized(node, 0),
             ("Expand", 0) => Some(broadcast(input(0)?, &self.sized(node, 1)?)),
@@ -170,6 +170,17 @@ impl Shapes {
             }
             _ => None,
         }
+    }
+
+    /// The dimensions that a `Shape` node asks for.
+    fn asked(&self, node: &NodeProto) -> Option<&[Dimension]> {
+        let shape = self.input(node, 0)?;
+        let rank = shape.len() as i64;
+        let place = |name, otherwise| {
+            let place: i64 = node.int(name).unwrap_or(otherwise);
+            (if place < 0 { place.saturating_add(rank) } else { place }).clamp(0, rank) as usize
+        };
+        Some(shape.get(place("start", 0)..place("end", rank)).unwrap_or_default())
     }
 
     /// The shape that a tensor of sizes names.
@@ -331,6 +342,9 @@ mod tests {
         check("Expand", &["row", "shape"], vec![], Some("batch sequence 8"));
         check("TopK", &["x", "one"], vec![], Some("batch sequence ?"));
         check("Gemm", &["square", "square"], int("transB", 1), Some("8 8"));
+        check("Shape", &["x"], vec![], Some("3"));
+        check("Shape", &["x"], int("start", -2), Some("2"));
+        check("Shape", &["x"], vec![AttributeProto::of_int("start", 2), AttributeProto::of_int("end", 1)], Some("0"));
         // Axes that are not there.
         check("Concat", &["x", "x"], int("axis", 9), None);
         check("Gather", &["square", "ids"], int("axis", -9), None);

@@ -15,7 +15,7 @@ use crate::package::shards::{
 
 /// Bytes of a layer's records.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Layer {
+pub(in crate::loader) struct Layer {
     pub dense: Vec<usize>,
     pub experts: Vec<usize>,
 }
@@ -26,7 +26,7 @@ impl Layer {
     }
 }
 
-pub(super) struct Pack {
+pub(in crate::loader) struct Pack {
     pub folder: TempDir,
     pub index: Arc<ShardIndex>,
     pub bytes: Vec<Vec<u8>>,

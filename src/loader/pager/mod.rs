@@ -9,7 +9,7 @@ mod contents;
 mod eviction;
 mod failure;
 #[cfg(test)]
-mod fixture;
+pub(super) mod fixture;
 mod lease;
 mod mapped;
 mod plan;

@@ -1,0 +1,200 @@
+//! What one part of a model makes for later ones, of shapes that only the run knows: in memory as ONNX Runtime
+//! allocated it, or, once it was moved, in a buffer of ours, from where it can leave for a while.
+
+use ort::AsPointer;
+use ort::sys;
+
+use super::bindings::{Bindings, RawValue, c_name, check};
+use super::buffers::BufferId;
+use super::ort_error;
+use crate::error::{Error, Result};
+
+/// A tensor that is handed over.
+#[derive(Debug)]
+pub(super) enum Handed {
+    /// In ONNX Runtime's memory.
+    Theirs { value: RawValue, bytes: usize },
+    /// In a buffer of ours.
+    Ours { buffer: BufferId, element: sys::ONNXTensorElementDataType, dims: Vec<i64>, bytes: usize },
+}
+
+impl Bindings {
+    /// Lets ONNX Runtime allocate a part's output in its next run, to be handed over under that name.
+    pub fn make(&mut self, part: usize, name: &str) -> Result<()> {
+        self.await_output(part, name)?;
+        let binding = &mut self.parts[part];
+        let place = binding.note_output(name);
+        if !binding.made.contains(&place) {
+            binding.made.push(place);
+        }
+        Ok(())
+    }
+
+    fn await_output(&mut self, part: usize, name: &str) -> Result<()> {
+        let (binding, c_name) = (&self.parts[part], c_name(name)?);
+        // SAFETY: binding, name and memory description are alive for the call.
+        unsafe { check((ort::api().BindOutputToDevice)(binding.pointer.as_ptr(), c_name.as_ptr(), self.memory.ptr())) }
+            .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))
+    }
+
+    /// Binds what an earlier part made under that name as this part's input.
+    pub fn take(&mut self, part: usize, name: &str) -> Result<()> {
+        let lacks = || Error::new(format!("no part has made `{name}` yet"));
+        let moved;
+        let value = match self.handed.get(name).ok_or_else(lacks)? {
+            Handed::Theirs { value, .. } => value,
+            Handed::Ours { buffer, element, dims, bytes } => {
+                moved = self.value_in(*buffer, *element, dims, *bytes)?;
+                &moved
+            }
+        };
+        let binding = &mut self.parts[part];
+        if !binding.taken.iter().any(|taken| taken == name) {
+            binding.taken.push(name.to_owned());
+        }
+        binding.bind_input(name, value)
+    }
+
+    /// Lets go of what was handed over under that name.
+    pub fn drop_handed(&mut self, name: &str) {
+        self.handed.remove(name);
+    }
+
+    /// Lets go of all that was handed over.
+    pub fn drop_all_handed(&mut self) {
+        self.handed.clear();
+    }
+
+    /// Names and bytes of what ONNX Runtime's memory holds to be handed over.
+    pub fn handed(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.handed.iter().filter_map(|(name, handed)| match handed {
+            Handed::Theirs { bytes, .. } => Some((name.as_str(), *bytes)),
+            Handed::Ours { .. } => None,
+        })
+    }
+
+    /// Moves what is handed over under that name to a buffer, and gives ONNX Runtime's memory back.
+    ///
+    /// # Panics
+    /// A buffer that is too short: a bug of the caller.
+    pub fn move_handed(&mut self, name: &str, buffer: BufferId) -> Result<()> {
+        let Some(Handed::Theirs { value, bytes }) = self.handed.get(name) else {
+            return Err(Error::new(format!("`{name}` is not in ONNX Runtime's memory; this is a bug")));
+        };
+        let (bytes, (element, dims)) = (*bytes, description(value)?);
+        let mut start = std::ptr::null_mut();
+        // SAFETY: the value is a tensor, alive; the out-pointer is valid.
+        unsafe { check((ort::api().GetTensorMutableData)(value.0, &mut start)) }
+            .map_err(|error| ort_error(format!("cannot read `{name}`"), error))?;
+        let memory = &mut self.buffers[buffer.0];
+        // SAFETY: `make` asks for host memory; the tensor's bytes are written, and it lives until it is replaced below.
+        let from = unsafe { std::slice::from_raw_parts(start.cast::<u8>().cast_const(), bytes) };
+        memory.bytes_mut()[..bytes].copy_from_slice(from);
+        self.handed.insert(name.to_owned(), Handed::Ours { buffer, element, dims, bytes });
+        Ok(())
+    }
+
+    /// Notes what a part made in the run that has just ended. Its binding holds nothing of that any more, nor of what it
+    /// took: memory goes back with the last that is handed over.
+    pub(super) fn collect(&mut self, part: usize) -> Result<()> {
+        let binding = &self.parts[part];
+        if !binding.made.is_empty() {
+            let made: Vec<(String, RawValue)> = (binding.values()?.into_iter().enumerate())
+                .filter(|(place, _)| binding.made.contains(place))
+                .map(|(place, value)| (binding.outputs[place].clone(), value))
+                .collect();
+            for (name, value) in made {
+                self.await_output(part, &name)?;
+                let bytes = size(&value)?;
+                self.handed.insert(name, Handed::Theirs { value, bytes });
+            }
+        }
+        if self.parts[part].taken.is_empty() {
+            return Ok(());
+        }
+        let nothing = nothing(&self.memory)?;
+        let binding = &mut self.parts[part];
+        // ONNX Runtime offers to clear all inputs or none; those that stay bound would have to be bound again.
+        for name in std::mem::take(&mut binding.taken) {
+            binding.bind_input(&name, &nothing)?;
+        }
+        Ok(())
+    }
+
+    fn value_in(
+        &self,
+        buffer: BufferId,
+        element: sys::ONNXTensorElementDataType,
+        dims: &[i64],
+        bytes: usize,
+    ) -> Result<RawValue> {
+        let memory = &self.buffers[buffer.0];
+        assert!(bytes <= memory.bytes, "a tensor longer than its buffer");
+        let mut value = std::ptr::null_mut();
+        // SAFETY: the memory is in bounds (asserted) and outlives the value, which only the binding keeps.
+        unsafe {
+            check((ort::api().CreateTensorWithDataAsOrtValue)(
+                self.memory.ptr(),
+                memory.start.as_ptr().cast(),
+                bytes,
+                dims.as_ptr(),
+                dims.len(),
+                element,
+                &mut value,
+            ))
+        }
+        .map_err(|error| ort_error("cannot make a tensor for what is handed over", error))?;
+        Ok(RawValue(value))
+    }
+}
+
+/// A tensor of one byte, to be bound in the place of something that goes.
+fn nothing(memory: &ort::memory::MemoryInfo) -> Result<RawValue> {
+    static BYTE: u8 = 0;
+    let (mut value, dims) = (std::ptr::null_mut(), [1_i64]);
+    // SAFETY: one byte that lives forever; inputs are only read, and this one is replaced before it could be.
+    unsafe {
+        check((ort::api().CreateTensorWithDataAsOrtValue)(
+            memory.ptr(),
+            std::ptr::from_ref(&BYTE).cast_mut().cast(),
+            1,
+            dims.as_ptr(),
+            dims.len(),
+            sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+            &mut value,
+        ))
+    }
+    .map_err(|error| ort_error("cannot make a tensor of one byte", error))?;
+    Ok(RawValue(value))
+}
+
+fn size(value: &RawValue) -> Result<usize> {
+    let mut bytes = 0;
+    // SAFETY: the value is alive, the out-pointer valid.
+    unsafe { check((ort::api().GetTensorSizeInBytes)(value.0, &mut bytes)) }
+        .map_err(|error| ort_error("cannot measure what is handed over", error))?;
+    Ok(bytes)
+}
+
+/// A tensor's element type and dimensions.
+fn description(value: &RawValue) -> Result<(sys::ONNXTensorElementDataType, Vec<i64>)> {
+    let api = ort::api();
+    let mut info = std::ptr::null_mut();
+    let mut element = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    let (mut count, mut dims) = (0, Vec::new());
+    // SAFETY: the value is alive; `info` is ours until it is released, which happens on every way out.
+    let read = unsafe {
+        check((api.GetTensorTypeAndShape)(value.0, &mut info)).and_then(|()| {
+            let read = check((api.GetTensorElementType)(info, &mut element))
+                .and_then(|()| check((api.GetDimensionsCount)(info, &mut count)))
+                .and_then(|()| {
+                    dims.resize(count, 0);
+                    check((api.GetDimensions)(info, dims.as_mut_ptr(), count))
+                });
+            (api.ReleaseTensorTypeAndShapeInfo)(info);
+            read
+        })
+    };
+    read.map_err(|error| ort_error("cannot tell the shape of what is handed over", error))?;
+    Ok((element, dims))
+}
