@@ -46,6 +46,9 @@ pub struct Plan {
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
+    /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
+    /// packs with experts on demand.
+    pub guess: u32,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,
     /// See [`Plan::sequences`].
@@ -83,6 +86,7 @@ impl Plan {
             budget: None,
             micro_batch: None,
             offload: None,
+            guess: 0,
             sequences: 1,
             tokens: 0,
         }
