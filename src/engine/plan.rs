@@ -49,6 +49,9 @@ pub struct Plan {
     /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider could
     /// take them where they are. Packs of the form `inputs` only.
     pub copies_weights: bool,
+    /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
+    /// packs with experts on demand.
+    pub guess: u32,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,
     /// See [`Plan::sequences`].
@@ -87,6 +90,7 @@ impl Plan {
             micro_batch: None,
             offload: None,
             copies_weights: false,
+            guess: 0,
             sequences: 1,
             tokens: 0,
         }

@@ -24,6 +24,7 @@ pub(super) struct Weights {
     store: Arc<Store>,
     residency: Residency,
     budget: Option<u64>,
+    guess: u32,
 }
 
 impl Weights {
@@ -44,8 +45,12 @@ impl Weights {
         }
         let index = pack::open(&package.root)?;
         let residency = plan.residency.unwrap_or(Residency::Resident);
+        if plan.guess > 0 && residency != Residency::Experts {
+            return Err(Error::unsupported(format!("experts are not guessed where weights are `{residency}`"))
+                .hint("take the residency `experts`, or leave `guess` out"));
+        }
         let store = Arc::new(Store::new(&package.root, Arc::new(index)));
-        Ok(Some(Self { store, residency, budget: plan.budget }))
+        Ok(Some(Self { store, residency, budget: plan.budget, guess: plan.guess }))
     }
 
     /// Refuses a provider that could not run the pack's operators, which this program computes on the CPU: the row would
@@ -103,6 +108,9 @@ impl Weights {
     /// # Errors
     /// A budget too small (the least that would work is named), shards that are missing or damaged.
     pub fn bring_in(&self, reserve: u64, tokens: u64) -> Result<()> {
+        if self.guess > 0 {
+            self.store.guess(self.guess)?;
+        }
         let other = held::resident_bytes()? + reserve + ALLOWANCE + self.activations(tokens);
         let options = Options {
             capacity: self.budget.map(|budget| budget.saturating_sub(other)),

@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod feed;
+mod guess;
 pub mod held;
 pub mod io;
 pub mod kernels;
