@@ -57,7 +57,7 @@ pub fn load_model(context: &Context, package: &Package, plan: &Plan) -> Result<M
 /// Package, model and prompts.
 pub fn load(context: &Context) -> Result<Loaded> {
     let package = open_package(context)?;
-    let model = load_model(context, &package, &Plan::of(context.cell))?;
+    let model = load_model(context, &package, &context.plan())?;
     let prompter = Prompter::open(&package, &context.cell.workload)?;
     Ok(Loaded { model, prompter })
 }

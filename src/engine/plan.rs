@@ -46,6 +46,8 @@ pub struct Plan {
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
+    /// Experts of the next layer that are read on a guess, before its router spoke; 0 for none.
+    pub guess: u32,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,
     /// See [`Plan::sequences`].
@@ -53,13 +55,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a cell without any optimization.
+    /// The plan of a cell without any optimization. Where caches wait on disk, the folder is for the caller to name.
     pub fn of(cell: &Cell) -> Self {
         let workload = &cell.workload;
         Self {
             images: workload.image.is_some(),
             residency: cell.memory.residency,
             budget: cell.memory.budget_bytes,
+            micro_batch: cell.memory.micro_batch,
+            guess: cell.memory.guess,
             sequences: workload.batch,
             tokens: workload.prompt_tokens + workload.generate_tokens,
             ..Self::with_threads(cell.threads)
@@ -83,6 +87,7 @@ impl Plan {
             budget: None,
             micro_batch: None,
             offload: None,
+            guess: 0,
             sequences: 1,
             tokens: 0,
         }
