@@ -3,6 +3,8 @@
 //! Several groups are how a model that does not fit in memory serves a large batch: a part's weights are read once and
 //! applied to every group before the next part's are read.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ndarray::ArrayView2;
 
 use crate::engine::group::{Group, Visit};
@@ -10,6 +12,7 @@ use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
 use crate::error::{Error, Result};
+use crate::loader::spill::{Spill, Traffic};
 
 /// A batch in progress.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Decoder {
     vocab: usize,
     /// The last rows' logits of several groups, one after the other.
     gathered: Vec<f32>,
+    /// Where what waits is.
+    spill: Option<Arc<Mutex<Spill>>>,
 }
 
 impl Decoder {
@@ -38,12 +43,17 @@ impl Decoder {
                 break;
             }
         }
-        Ok(Self { groups, batch, vocab: model.manifest().shape.vocab_size as usize, gathered: Vec::new() })
+        Ok(Self { groups, batch, vocab: model.manifest().shape.vocab_size as usize, gathered: Vec::new(), spill })
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
     pub fn touch_cache(&mut self) {
         self.groups.iter_mut().for_each(Group::touch_cache);
+    }
+
+    /// Bytes that went to disk and came back since the decoder was made; `None` where nothing of it waits on disk.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.spill.as_ref().map(|spill| spill.lock().unwrap_or_else(PoisonError::into_inner).traffic())
     }
 
     /// Starts anew with these prompts, one a sequence, and runs the model over all of them. The logits of each row's
