@@ -3,9 +3,11 @@
 mod accuracy;
 mod ceilings;
 mod common;
+mod disk;
+mod feeding;
 mod memory;
 mod speed;
-pub mod streaming;
+mod streaming;
 mod throughput;
 
 pub use accuracy::Answers;

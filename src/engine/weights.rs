@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::cell::Residency;
 use crate::engine::plan::Plan;
 use crate::error::{Error, Result};
-use crate::loader::pager::{Options, Pager, Statistics};
+use crate::loader::pager::{Options, Pager, PagerFacts, Statistics};
 use crate::loader::store::Store;
 use crate::loader::{held, pack};
 use crate::package::Package;
@@ -83,6 +83,11 @@ impl Weights {
     /// What the loader did since it was opened.
     pub fn statistics(&self) -> Option<Statistics> {
         self.store.pager().map(|pager| pager.statistics())
+    }
+
+    /// How the loader works here, once it was opened.
+    pub fn facts(&self) -> Option<PagerFacts> {
+        self.store.pager().map(|pager| pager.facts())
     }
 
     /// Shrinks what the loader holds by what the process holds beyond its budget.
