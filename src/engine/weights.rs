@@ -16,6 +16,10 @@ use crate::runtime::custom;
 /// arena. An allowance; [`Weights::keep_within_budget`] corrects it by what is measured.
 const ALLOWANCE: u64 = 96 << 20;
 
+/// By how much what a process holds after loading differs from run to run: the least budget that is named works in the
+/// next one too.
+const MARGIN: u64 = 4 << 20;
+
 /// The weights of a pack.
 #[derive(Debug)]
 pub(super) struct Weights {
@@ -70,9 +74,9 @@ impl Weights {
             let least = Pager::least_capacity(self.index(), self.residency, options.reads.depth) + other;
             if budget < least {
                 return Err(Error::new(format!(
-                    "a memory budget of {} is too small: the least that works here is {}",
+                    "a memory budget of {} is too small: the least that works here is {}MiB",
                     crate::units::bytes(budget),
-                    crate::units::bytes(least)
+                    (least + MARGIN).div_ceil(1 << 20)
                 ))
                 .hint("a shorter context, a smaller batch or smaller layers need less"));
             }

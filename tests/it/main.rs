@@ -18,6 +18,7 @@ mod limits;
 mod measuring;
 mod pack;
 mod packs;
+mod reliability;
 mod sandbox;
 mod scoring;
 mod tables;
