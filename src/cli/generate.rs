@@ -12,6 +12,7 @@ use crate::cell::{Backend, MemoryAmount, ProviderKind, Residency, RuntimeRef};
 use crate::engine::sampling::Sampling;
 use crate::engine::{Ended, Model, Plan, Prompt, generate};
 use crate::error::{Context, Error, Result};
+use crate::loader::pager::Statistics;
 use crate::package::{ChatMessage, Package};
 use crate::probe;
 use crate::runtime::{Runtime, catalog};
@@ -73,6 +74,9 @@ pub struct Args {
     /// Let that many prompts go through a layer together, all of them before the next layer's weights are read.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Packs")]
     micro_batch: Option<u32>,
+    /// Guess so many experts a token of the next layer, and read them while the disk is idle.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "residency", help_heading = "Packs")]
+    guess: u32,
     /// Let the key/value caches wait in an unnamed file in this folder.
     #[arg(long, value_name = "DIR", help_heading = "Packs")]
     offload: Option<PathBuf>,
@@ -111,6 +115,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         budget: args.memory_budget.and_then(|amount| amount.bytes(package.bytes(), None)),
         micro_batch: args.micro_batch,
         offload: args.offload.clone(),
+        guess: args.guess,
         sequences: prompts.len() as u32,
         tokens: (longest + args.max_tokens) as u32,
         ..Plan::with_threads(threads)
@@ -164,8 +169,30 @@ pub fn run(args: Args) -> Result<ExitCode> {
             units::significant(tokens as f64 / seconds, 3),
             model.placement().describe(model.provider()),
         );
+        if let Some(statistics) = model.pager_statistics() {
+            eprintln!("{}", describe(&statistics));
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a pack's weights took, loading included.
+fn describe(statistics: &Statistics) -> String {
+    let &Statistics { experts_wanted, experts_hit, guessed, guessed_right, .. } = statistics;
+    let mut text = format!(
+        "{} read from disk in {}, waited for {}",
+        units::bytes(statistics.bytes_read),
+        units::seconds(statistics.read_nanos as f64 / 1e9),
+        units::seconds(statistics.wait_nanos as f64 / 1e9),
+    );
+    if experts_wanted > 0 {
+        let share = units::significant(100.0 * experts_hit as f64 / experts_wanted as f64, 3);
+        text += &format!("; of {experts_wanted} experts {share} % were in memory");
+    }
+    if guessed > 0 {
+        text += &format!("; {guessed} were read on a guess, {guessed_right} of them rightly");
+    }
+    text
 }
 
 /// The images as patches: opened, resized to the model's limits, and small enough for the vision tower to run on.

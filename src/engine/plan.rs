@@ -46,7 +46,8 @@ pub struct Plan {
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
-    /// Experts of the next layer that are read on a guess, before its router spoke; 0 for none.
+    /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
+    /// packs with experts on demand.
     pub guess: u32,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,

@@ -26,6 +26,7 @@ pub(super) struct Weights {
     store: Arc<Store>,
     residency: Residency,
     budget: Option<u64>,
+    guess: u32,
 }
 
 impl Weights {
@@ -46,8 +47,12 @@ impl Weights {
         }
         let index = pack::open(&package.root)?;
         let residency = plan.residency.unwrap_or(Residency::Resident);
+        if plan.guess > 0 && residency != Residency::Experts {
+            return Err(Error::unsupported(format!("experts are not guessed where weights are `{residency}`"))
+                .hint("take the residency `experts`, or leave `guess` out"));
+        }
         let store = Arc::new(Store::new(&package.root, Arc::new(index)));
-        Ok(Some(Self { store, residency, budget: plan.budget }))
+        Ok(Some(Self { store, residency, budget: plan.budget, guess: plan.guess }))
     }
 
     /// The pack's index.
@@ -65,6 +70,9 @@ impl Weights {
     /// # Errors
     /// A budget too small (the least that would work is named), shards that are missing or damaged.
     pub fn bring_in(&self, reserve: u64) -> Result<()> {
+        if self.guess > 0 {
+            self.store.guess(self.guess)?;
+        }
         let other = held::resident_bytes()? + reserve + ALLOWANCE;
         let options = Options {
             capacity: self.budget.map(|budget| budget.saturating_sub(other)),

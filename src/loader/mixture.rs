@@ -1,5 +1,6 @@
 //! The routed experts of one layer: who is chosen, and the sum of what they say.
 
+use super::guess;
 use super::kernels::{self, Share};
 use super::pager::{Lease, RecordId};
 use super::store::Bytes;
@@ -18,6 +19,8 @@ pub(super) struct Mixture {
     /// Shapes of each: scales may be stored in two bytes for some and in four for others.
     shapes: Vec<(NBits, NBits)>,
     routing: Routing,
+    /// The mixture that comes next: its name, and its experts by number.
+    next: Option<(String, Vec<RecordId>)>,
     bytes: Bytes,
 }
 
@@ -31,12 +34,18 @@ struct Use {
 
 impl Mixture {
     /// Experts that are alike, which the caller has checked.
-    pub fn new(index: &ShardIndex, ids: Vec<RecordId>, routing: Routing, bytes: Bytes) -> Self {
+    pub fn new(
+        index: &ShardIndex,
+        ids: Vec<RecordId>,
+        next: Option<(String, Vec<RecordId>)>,
+        routing: Routing,
+        bytes: Bytes,
+    ) -> Self {
         let shapes = ids.iter().filter_map(|id| match &index.records[*id].what {
             What::Expert { gate_up, down, .. } => Some((*gate_up, *down)),
             _ => None,
         });
-        Self { shapes: shapes.collect(), ids, routing, bytes }
+        Self { shapes: shapes.collect(), ids, routing, next, bytes }
     }
 
     fn hidden(&self) -> usize {
@@ -53,6 +62,10 @@ impl Mixture {
             if arrived.is_empty() {
                 break;
             }
+            if request.is_done() {
+                // The disk has nothing more to do for this layer.
+                self.guess(x, parallel)?;
+            }
             self.say(&groups, &arrived, x, &mut said, parallel);
         }
         // Sums are taken in the order of the experts' numbers, whatever the order of arrival: the result must not
@@ -60,6 +73,19 @@ impl Mixture {
         out.fill(0.0);
         for (group, said) in groups.iter().zip(&said) {
             self.add(group, said, out);
+        }
+        Ok(())
+    }
+
+    /// Has experts of the next mixture read that its router is likely to choose.
+    fn guess(&self, x: &[f32], parallel: &dyn Parallel) -> Result<()> {
+        let (Some(guessing), Some((mixture, ids))) = (self.bytes.guessing(), &self.next) else { return Ok(()) };
+        if x.len() > guess::TOKENS * self.hidden() {
+            return Ok(());
+        }
+        if let Some(likely) = guessing.likely(mixture, x, parallel) {
+            let likely: Vec<RecordId> = likely.into_iter().filter_map(|expert| ids.get(expert).copied()).collect();
+            self.bytes.pager()?.guess(&likely);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! a budget and reads the others ahead, through `io/`; `operators.rs` gives both to ONNX Runtime.
 
 pub mod codec;
+mod guess;
 pub mod held;
 pub mod io;
 pub mod kernels;

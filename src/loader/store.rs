@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use super::guess::Guessing;
 use super::kernels;
 use super::mixture::Mixture;
 use super::pager::{Lease, Options, Pager, RecordId};
@@ -19,12 +20,20 @@ pub struct Store {
     names: HashMap<String, RecordId>,
     /// The experts of each mixture, by number.
     mixtures: HashMap<String, Vec<RecordId>>,
+    /// Their names, in the order of use.
+    order: Vec<String>,
     bytes: Bytes,
 }
 
 /// Where the bytes come from, shared with every operator.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Bytes(Arc<OnceLock<Arc<Pager>>>);
+pub(super) struct Bytes(Arc<Opened>);
+
+#[derive(Debug, Default)]
+struct Opened {
+    pager: OnceLock<Arc<Pager>>,
+    guessing: OnceLock<Guessing>,
+}
 
 impl Bytes {
     /// The pager.
@@ -32,7 +41,12 @@ impl Bytes {
     /// # Errors
     /// A run before the store was opened: a bug.
     pub fn pager(&self) -> Result<&Arc<Pager>> {
-        self.0.get().ok_or_else(|| Error::new("the model runs before its weights were opened; this is a bug"))
+        self.0.pager.get().ok_or_else(|| Error::new("the model runs before its weights were opened; this is a bug"))
+    }
+
+    /// How experts are guessed, where they are.
+    pub fn guessing(&self) -> Option<&Guessing> {
+        self.0.guessing.get()
     }
 }
 
@@ -41,13 +55,18 @@ impl Store {
     pub fn new(folder: &Path, index: Arc<ShardIndex>) -> Self {
         let mut names = HashMap::new();
         let mut mixtures: HashMap<String, Vec<RecordId>> = HashMap::new();
+        let mut order = Vec::new();
         for (id, record) in index.records.iter().enumerate() {
             names.insert(record.name.clone(), id);
             if let What::Expert { mixture, .. } = &record.what {
-                mixtures.entry(mixture.clone()).or_default().push(id);
+                let ids = mixtures.entry(mixture.clone()).or_default();
+                if ids.is_empty() {
+                    order.push(mixture.clone());
+                }
+                ids.push(id);
             }
         }
-        Self { folder: folder.to_owned(), index, names, mixtures, bytes: Bytes::default() }
+        Self { folder: folder.to_owned(), index, names, mixtures, order, bytes: Bytes::default() }
     }
 
     /// Opens the shards and brings in what the options keep in memory.
@@ -56,12 +75,22 @@ impl Store {
     /// What [`Pager::open`] refuses; a second call.
     pub fn open(&self, options: &Options) -> Result<()> {
         let pager = Pager::open(&self.folder, Arc::clone(&self.index), options)?;
-        self.bytes.0.set(pager).map_err(|_| Error::new("the weights were opened twice; this is a bug"))
+        self.bytes.0.pager.set(pager).map_err(|_| Error::new("the weights were opened twice; this is a bug"))
+    }
+
+    /// Guesses that many experts a token of the next mixture from now on, and reads what that takes: copies of the
+    /// routers, which are beyond the pager's account.
+    ///
+    /// # Errors
+    /// A pack without routers; routers that cannot be read or are damaged; a second call.
+    pub fn guess(&self, count: u32) -> Result<()> {
+        let guessing = Guessing::read(&self.folder, &self.index, count)?;
+        self.bytes.0.guessing.set(guessing).map_err(|_| Error::new("guesses were prepared twice; this is a bug"))
     }
 
     /// What keeps records in memory, once the store is open.
     pub fn pager(&self) -> Option<&Arc<Pager>> {
-        self.bytes.0.get()
+        self.bytes.0.pager.get()
     }
 
     /// The pack's index.
@@ -107,7 +136,10 @@ impl Weights for Store {
         if !alike || routing.k == 0 || routing.k > ids.len() {
             return Err(self.of_another_kind(name, "mixture of experts alike"));
         }
-        Ok(Arc::new(Mixture::new(&self.index, ids.clone(), routing, self.bytes.clone())))
+        let place = self.order.iter().position(|other| other == name);
+        let next = place.and_then(|place| self.order.get(place + 1));
+        let next = next.map(|next| (next.clone(), self.mixtures[next].clone()));
+        Ok(Arc::new(Mixture::new(&self.index, ids.clone(), next, routing, self.bytes.clone())))
     }
 
     fn tensor(&self, name: &str) -> Result<Arc<dyn Tensor>> {

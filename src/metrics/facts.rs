@@ -39,7 +39,7 @@ pub const FACTS: &[Fact] = &[
         None,
         "SHA-256 of the package's manifest, which holds the hashes of its files.",
     ),
-    fact("package_weights", FactKind::Text, None, "`checkpoint` or `random`."),
+    fact("package_weights", FactKind::Text, None, "`checkpoint`, `random`, or `random, router skewed`."),
     fact("parameters_total", FactKind::Integer, None, "Weights of the model, tied weights once."),
     fact("parameters_active_per_token", FactKind::Integer, None, "Weights that one decoded token multiplies with."),
     fact("package_bytes", FactKind::Integer, None, "Size of the package's files."),

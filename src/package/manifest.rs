@@ -154,6 +154,9 @@ pub enum Weights {
     Checkpoint,
     /// Drawn from a generator: speed and memory are real, answers are not.
     Random,
+    /// The same, with routers that prefer some experts to others (`docs/measurements/streaming/skew.py`).
+    #[serde(rename = "random, router skewed")]
+    RandomSkewed,
 }
 
 impl Weights {
@@ -162,6 +165,7 @@ impl Weights {
         match self {
             Self::Checkpoint => "checkpoint",
             Self::Random => "random",
+            Self::RandomSkewed => "random, router skewed",
         }
     }
 }

@@ -14,6 +14,9 @@ use crate::error::{Context, Error, Result};
 /// The index's file in the pack's folder.
 pub const FILE: &str = "shards.json";
 
+/// The file of [`ShardIndex::routers`].
+pub const ROUTERS: &str = "routers.bin";
+
 /// The version of the index that this program writes and reads.
 pub const FORMAT: u32 = 1;
 
@@ -37,6 +40,10 @@ pub struct ShardIndex {
     pub segments: Vec<Segment>,
     /// Every record, in the order in which one pass of the model uses them; the experts of a layer by number.
     pub records: Vec<Record>,
+    /// How mixtures choose experts, in the order of use, for guesses before they do; mixtures whose choice follows from
+    /// no product with a constant have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routers: Vec<Router>,
 }
 
 /// What helps against an index that cannot be used.
@@ -131,6 +138,12 @@ impl ShardIndex {
             }
             end = (record.file, last);
         }
+        for router in &self.routers {
+            let experts = self.records.iter().filter(|record| record.what.is_expert_of(&router.mixture)).count();
+            if experts == 0 || experts as u64 != router.experts || router.bytes().is_none() {
+                return Err(format!("the router of `{}` does not fit its experts", router.mixture));
+            }
+        }
         self.check_segments()
     }
 
@@ -197,6 +210,34 @@ pub struct Segment {
     pub first_record: usize,
     /// … and their number.
     pub records: usize,
+}
+
+/// A copy of a mixture's router in [`ROUTERS`]: the matrix `[hidden, experts]` and, where it has one, the bias
+/// `[experts]`, both float32 (little-endian). The highest logits choose; with a bias, the highest
+/// `sigmoid(logit) + bias`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Router {
+    /// The mixture, as its experts name it.
+    pub mixture: String,
+    /// Rows of the matrix.
+    pub hidden: u64,
+    /// Its columns.
+    pub experts: u64,
+    /// Whether a bias follows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias: bool,
+    /// The first byte.
+    pub offset: u64,
+    /// XXH3 (64 bits) of the bytes, in hexadecimal.
+    pub hash: String,
+}
+
+impl Router {
+    /// Its length in bytes; `None` for one that cannot be.
+    pub fn bytes(&self) -> Option<u64> {
+        self.hidden.checked_add(u64::from(self.bias))?.checked_mul(self.experts)?.checked_mul(4)
+    }
 }
 
 /// One run of bytes in a shard.
@@ -305,6 +346,10 @@ impl What {
     /// Whether the bytes are in the order of this program's kernels, rather than ONNX's.
     pub fn is_packed(&self) -> bool {
         matches!(self, Self::Matrix { .. } | Self::Expert { .. })
+    }
+
+    fn is_expert_of(&self, wanted: &str) -> bool {
+        matches!(self, Self::Expert { mixture, .. } if mixture == wanted)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `ortbench pack` on the exported miniatures: what a pack holds is the package.
 
-mod checks;
+pub mod checks;
 mod disturbed;
 
 use std::fs;

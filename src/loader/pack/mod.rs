@@ -6,6 +6,7 @@
 //! | `borders.rs` | which layer each node belongs to |
 //! | `quantized.rs` | which quantized products the kernels can compute |
 //! | `rewrite.rs` | large weights taken out of the graph |
+//! | `router.rs` | which product chooses experts |
 //! | `types.rs`, `shapes.rs`, `cut.rs` | the whole graph and its segments as models |
 //! | `record.rs` | one record: read, packed, compressed |
 //! | `write.rs` | the files of a pack, in bounded memory |
@@ -22,6 +23,7 @@ mod output;
 mod quantized;
 mod record;
 mod rewrite;
+mod router;
 mod shapes;
 mod source;
 mod types;
@@ -178,6 +180,7 @@ pub fn pack(package: &Package, folder: &Path, options: &Options, progress: &dyn 
         files: written.shards,
         segments: written.segments,
         records: written.records,
+        routers: written.routers,
     };
     let mut output = written.output;
     write::index(&mut output, &index)?;

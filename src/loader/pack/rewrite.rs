@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::quantized::{self, CONTRIB, Mixture, Product};
 use super::record::{Content, Plan};
+use super::router::{Finder, Router};
 use super::source::Source;
 use crate::package::onnx::{AttributeProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use crate::package::onnx::{Dimension, TensorShape};
@@ -34,6 +35,8 @@ pub struct Rewritten {
     pub inputs: Vec<(usize, ValueInfoProto)>,
     /// The weights that left it: a part's dense ones in the order of use, then its experts.
     pub records: Vec<Plan>,
+    /// How mixtures choose experts, where it is known, in order.
+    pub routers: Vec<Router>,
     /// Why quantized nodes kept their stock operator: the operator and the reason, how many, and bytes of weights.
     pub stock: BTreeMap<(String, &'static str), (usize, u64)>,
 }
@@ -65,6 +68,7 @@ pub fn import_domain(sets: &mut Vec<OperatorSetIdProto>) {
 struct Writer<'a> {
     source: &'a Source,
     choice: Choice,
+    finder: Finder,
     /// Names that a record's output must not have.
     taken: HashSet<String>,
     /// Records by what they hold and the part that uses them.
@@ -77,7 +81,8 @@ impl<'a> Writer<'a> {
         let graph = &source.graph;
         let mut taken: HashSet<String> = graph.input.iter().map(|input| input.name().to_owned()).collect();
         taken.extend(graph.node.iter().flat_map(NodeProto::makes).map(str::to_owned));
-        let mut writer = Self { source, choice, taken, known: HashMap::new(), done: Rewritten::default() };
+        let finder = Finder::new(graph);
+        let mut writer = Self { source, choice, finder, taken, known: HashMap::new(), done: Rewritten::default() };
         // Constants that stay for some node keep their names.
         let outputs = graph.output.iter().map(|output| output.name());
         let mut stay: HashSet<String> = outputs.map(str::to_owned).collect();
@@ -184,6 +189,9 @@ impl<'a> Writer<'a> {
             });
             each.collect()
         });
+        if !self.done.routers.iter().any(|router| router.mixture == record) {
+            self.done.routers.extend(self.finder.find(self.source, node, &record, experts));
+        }
         let attribute = vec![
             AttributeProto::of_string("record", &record),
             AttributeProto::of_int("k", k),

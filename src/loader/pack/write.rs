@@ -13,10 +13,10 @@ use super::output::{NewFile, Output, SHARDS, check_room, replaced_bytes};
 use super::record::{Made as MadeRecord, Plan};
 use super::rewrite::Rewritten;
 use super::source::{Place, Source};
-use super::{Options, Progress, manifest};
+use super::{Options, Progress, manifest, router};
 use crate::error::{Context, Result};
 use crate::package::onnx::{self, TensorProto};
-use crate::package::shards::{self, ALIGNMENT, Form, Made, Record, Segment, ShardFile, ShardIndex};
+use crate::package::shards::{self, ALIGNMENT, Form, Made, ROUTERS, Record, Router, Segment, ShardFile, ShardIndex};
 use crate::package::{Graph, Package};
 
 /// The whole graph.
@@ -54,6 +54,7 @@ pub struct Written {
     pub shards: Vec<ShardFile>,
     pub segments: Vec<Segment>,
     pub records: Vec<Record>,
+    pub routers: Vec<Router>,
     pub source_bytes: u64,
     pub packed_bytes: u64,
     /// Constants beside the graphs.
@@ -87,7 +88,17 @@ impl Files<'_> {
         for (number, part) in parts.iter().enumerate() {
             output.file(&segment_file(number), |file| file.write(&onnx::write(&part.model)).map(|()| Vec::new()))?;
         }
-        self.write_shards(output, &parts, progress, stay.iter().map(|kept| (kept.name.clone(), kept.bytes)).collect())
+        let (bytes, routers) = router::make(self.source, &self.rewritten.routers)?;
+        if !routers.is_empty() {
+            output.file(ROUTERS, |file| file.write(&bytes).map(|()| Vec::new()))?;
+        }
+        self.write_shards(
+            output,
+            &parts,
+            routers,
+            progress,
+            stay.iter().map(|kept| (kept.name.clone(), kept.bytes)).collect(),
+        )
     }
 
     fn header(&self, made: &Made) -> Result<Header> {
@@ -152,6 +163,9 @@ impl Files<'_> {
         if !done(DATA) {
             needed += stay.last().map_or(0, |kept| kept.offset + kept.bytes);
         }
+        if !done(ROUTERS) {
+            needed += router::most_bytes(self.source, &self.rewritten.routers);
+        }
         for (number, plans) in self.by_part().into_values().enumerate() {
             if !done(&shard_file(number)) {
                 let bytes = plans.iter().map(|plan| plan.most_bytes(self.source).next_multiple_of(ALIGNMENT));
@@ -177,6 +191,7 @@ impl Files<'_> {
         &self,
         mut output: Output,
         parts: &[Part],
+        routers: Vec<Router>,
         progress: &dyn Progress,
         kept: Vec<(String, u64)>,
     ) -> Result<Written> {
@@ -214,7 +229,7 @@ impl Files<'_> {
             shards.push(ShardFile { file: name.clone(), bytes });
             progress.shard(shards.len(), count, &name, bytes, resumed);
         }
-        Ok(Written { output, shards, segments, records, source_bytes, packed_bytes, kept })
+        Ok(Written { output, shards, segments, records, routers, source_bytes, packed_bytes, kept })
     }
 
     fn layer(&self, part: usize) -> Option<u32> {

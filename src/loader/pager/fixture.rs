@@ -54,6 +54,7 @@ impl Pack {
             files: Vec::new(),
             segments: Vec::new(),
             records: Vec::new(),
+            routers: Vec::new(),
         };
         let mut contents = Vec::new();
         for (number, layer) in layers.iter().enumerate() {

@@ -165,6 +165,11 @@ impl Request {
         Ok(leases)
     }
 
+    /// Whether every record was given.
+    pub fn is_done(&self) -> bool {
+        self.records.is_empty() && self.places.is_empty() && self.wrong.is_empty()
+    }
+
     fn another_is_there(&self) -> bool {
         match &self.from {
             // Mapped records may be a page fault away; which, nobody knows.

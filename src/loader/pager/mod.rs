@@ -81,7 +81,7 @@ pub struct Statistics {
     pub experts_hit: u64,
     /// Experts read on a guess, before a router spoke …
     pub guessed: u64,
-    /// … and those of them that were then asked for.
+    /// … and those of them that were asked for when their layer was next.
     pub guessed_right: u64,
     /// Records dropped to make room.
     pub evictions: u64,
@@ -246,8 +246,9 @@ impl Pager {
         }
     }
 
-    /// Reads records that may be asked for soon, while the disk has nothing better to do. Replaces earlier guesses that
-    /// were not begun.
+    /// Reads experts of a layer that may be asked for soon, the likelier ones first, while nobody waits and the disk has
+    /// nothing better to do. Replaces earlier guesses that were not begun; when the layer is asked, what was guessed
+    /// wrong leaves memory before anything else.
     pub fn guess(&self, ids: &[RecordId]) {
         if let Core::Paged { shared, .. } = &self.core {
             let mut state = shared.lock();

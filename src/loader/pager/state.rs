@@ -42,14 +42,27 @@ pub(super) struct Entry {
     /// Stored bytes asked for, and reads not yet landed.
     sent: u64,
     outstanding: usize,
-    /// Read on a guess and not used since.
-    guessed: bool,
+    guess: Guess,
     /// The number of its layer, for the policy.
     layer: usize,
     segment: usize,
     /// Its number among the dense records.
     order: usize,
 }
+
+/// Whether a record is in memory, or on its way there, on a guess alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guess {
+    No,
+    /// Its layer was not asked since.
+    Open,
+    /// Its layer was, and did not want it: it leaves before anything else.
+    Wrong,
+}
+
+/// Guesses that may be open at once: of several sequences that go through a layer in turn. Older ones are taken for
+/// wrong.
+const OPEN: usize = 16;
 
 /// Why a record is read, which decides what may leave for it.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +98,11 @@ pub(super) struct State {
     fits: Vec<bool>,
     /// Records that somebody waits for, by ticket: dense ones and experts.
     wanted: [BTreeSet<(u64, RecordId)>; 2],
+    /// Records to be read on a guess, and all that were named with them.
     guesses: VecDeque<RecordId>,
+    likely: Vec<RecordId>,
+    /// Records read on a guess whose layer was not asked since.
+    open: VecDeque<RecordId>,
     /// Records with reads yet to be given out.
     reading: Vec<RecordId>,
     pub in_flight: usize,
@@ -135,7 +152,7 @@ impl State {
                 failure: None,
                 sent: 0,
                 outstanding: 0,
-                guessed: false,
+                guess: Guess::No,
                 layer,
                 segment: segments[id],
                 order: dense.len(),
@@ -162,6 +179,8 @@ impl State {
             fits: Vec::new(),
             wanted: [BTreeSet::new(), BTreeSet::new()],
             guesses: VecDeque::new(),
+            likely: Vec::new(),
+            open: VecDeque::new(),
             reading: Vec::new(),
             in_flight: 0,
             finishing: 0,
@@ -276,25 +295,42 @@ impl State {
         }
         self.statistics.experts_wanted += 1;
         self.statistics.experts_hit += u64::from(self.entries[id].phase == Phase::Ready);
-        if std::mem::take(&mut self.entries[id].guessed) {
-            self.statistics.guessed_right += 1;
-        }
+        let guess = std::mem::replace(&mut self.entries[id].guess, Guess::No);
+        self.statistics.guessed_right += u64::from(guess == Guess::Open);
         let layer = self.entries[id].layer;
         self.unrank(id);
         self.policy.used(id, layer);
         self.rank(id);
     }
 
-    /// Tells the policy that the layers of some experts are asked.
+    /// The layers of some experts are asked: the policy hears of it, and what was guessed of them is right or wrong now.
     pub fn requested(&mut self, ids: &[RecordId]) {
         let experts = ids.iter().filter(|id| **id < self.entries.len() && self.is_expert(**id));
         let layers: BTreeSet<usize> = experts.map(|id| self.entries[*id].layer).collect();
-        layers.into_iter().for_each(|layer| self.policy.requested(layer));
+        if layers.is_empty() {
+            return;
+        }
+        layers.iter().for_each(|layer| self.policy.requested(*layer));
+        let entries = &self.entries;
+        let asked = |id: &RecordId| layers.contains(&entries[*id].layer);
+        self.guesses.retain(|id| !asked(id));
+        self.likely.retain(|id| !asked(id));
+        let (known, open): (Vec<_>, Vec<_>) = self.open.iter().copied().partition(asked);
+        self.open = open.into();
+        known.into_iter().filter(|id| !ids.contains(id)).for_each(|id| self.was_wrong(id));
+    }
+
+    fn was_wrong(&mut self, id: RecordId) {
+        if self.entries[id].guess == Guess::Open {
+            self.entries[id].guess = Guess::Wrong;
+            self.rank(id);
+        }
     }
 
     /// Replaces what may be read on a guess.
     pub fn guess(&mut self, ids: &[RecordId]) {
-        self.guesses = ids.iter().copied().filter(|id| *id < self.entries.len()).collect();
+        self.likely = ids.iter().copied().filter(|id| *id < self.entries.len() && self.is_expert(*id)).collect();
+        self.guesses = self.likely.iter().copied().collect();
     }
 
     /// Hands a ready record out.

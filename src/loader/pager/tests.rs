@@ -1,6 +1,7 @@
 //! The residencies on synthetic packs, with real files.
 
 mod failures;
+mod guesses;
 mod measure;
 mod properties;
 mod residencies;

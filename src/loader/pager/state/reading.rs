@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Phase, State, Urgency};
+use super::{Guess, OPEN, Phase, State, Urgency};
 use crate::loader::io::Chunk;
 use crate::loader::pager::RecordId;
 use crate::loader::pager::arena::End;
@@ -31,7 +31,11 @@ impl State {
 
     /// The next part of a record that is being read; with `wanted` of one that somebody waits for.
     fn next_of(&mut self, wanted: bool) -> Option<Chunk> {
-        let place = self.reading.iter().position(|id| !wanted || !self.entries[*id].wanted.is_empty())?;
+        let may = |id: &RecordId| {
+            let entry = &self.entries[*id];
+            !entry.wanted.is_empty() || (!wanted && (entry.guess == Guess::No || self.may_guess()))
+        };
+        let place = self.reading.iter().position(may)?;
         let id = self.reading[place];
         let (record, entry) = (&self.index.records[id], &mut self.entries[id]);
         let total = record.stored.max(1).next_multiple_of(ALIGNMENT);
@@ -89,15 +93,38 @@ impl State {
     }
 
     fn start_guess(&mut self) -> bool {
-        while let Some(id) = self.guesses.pop_front() {
+        // Only while nobody waits and nothing else is read.
+        let reading: usize = self.open.iter().map(|id| self.entries[*id].outstanding).sum();
+        if !self.may_guess() || !self.waiting.is_empty() || self.in_flight > reading {
+            return false;
+        }
+        while let Some(&id) = self.guesses.front() {
             let entry = &self.entries[id];
-            if entry.phase == Phase::Absent && entry.failure.is_none() && self.start(id, Urgency::Guess) {
-                self.entries[id].guessed = true;
+            if entry.phase == Phase::Absent && entry.failure.is_none() {
+                // Without room it waits for some, until its layer is asked.
+                if !self.start(id, Urgency::Guess) {
+                    return false;
+                }
+                self.entries[id].guess = Guess::Open;
                 self.statistics.guessed += 1;
+                self.guesses.pop_front();
+                self.open.retain(|other| *other != id);
+                self.open.push_back(id);
+                if self.open.len() > OPEN
+                    && let Some(oldest) = self.open.pop_front()
+                {
+                    self.was_wrong(oldest);
+                }
                 return true;
             }
+            self.guesses.pop_front();
         }
         false
+    }
+
+    /// Guesses leave half of the reads that may be under way to what is wanted next.
+    fn may_guess(&self) -> bool {
+        self.in_flight < self.depth.div_ceil(2)
     }
 
     /// Gives a record its place, if there is room.
@@ -155,7 +182,6 @@ impl State {
         if entry.outstanding > 0 || self.reading.contains(&id) {
             return false;
         }
-        self.statistics.reads += 1;
         if entry.failure.is_some() {
             self.fail(id);
             return false;
@@ -174,6 +200,8 @@ impl State {
             self.fail(id);
             return;
         }
+        // Not before, so that a record that counts as read is ready.
+        self.statistics.reads += 1;
         self.drop_staging(id);
         self.entries[id].phase = Phase::Ready;
         self.rank(id);
@@ -181,6 +209,7 @@ impl State {
     }
 
     fn fail(&mut self, id: RecordId) {
+        self.statistics.reads += 1;
         self.entries[id].failures += 1;
         self.drop_place(id);
     }

@@ -1,6 +1,6 @@
 //! Which records leave for which, and the account of the shares.
 
-use super::{Phase, State, Urgency};
+use super::{Guess, Phase, State, Urgency};
 use crate::loader::pager::RecordId;
 use crate::loader::pager::plan::{Plan, Share, slot};
 
@@ -16,7 +16,11 @@ impl State {
         if self.is_expert(id) {
             self.unrank(id);
             if self.may_leave(id) {
-                let rank = self.policy.rank(id);
+                let rank = match self.entries[id].guess {
+                    Guess::No => self.policy.rank(id),
+                    Guess::Open => u64::MAX,
+                    Guess::Wrong => 0,
+                };
                 self.ranks[id] = Some(rank);
                 self.evictable.insert((rank, id));
             }
@@ -60,10 +64,13 @@ impl State {
             Share::Pinned => None,
             Share::Dense => self.dense_victim(urgency),
             Share::Experts => {
+                // A guess pushes out neither another one whose layer is still to come nor what was named with it.
+                let guess = matches!(urgency, Urgency::Guess);
+                let may = |(rank, id): &&(u64, RecordId)| !guess || (*rank < u64::MAX && !self.likely.contains(id));
+                let free = || self.evictable.iter().filter(may);
                 // One of the same size leaves a place that fits; the first few ranks are as good as the first one.
                 let same = |(_, id): &&(u64, RecordId)| slot(&self.index.records[*id]) == bytes;
-                let near = self.evictable.iter().take(8).find(same);
-                near.or_else(|| self.evictable.first()).map(|(_, id)| *id)
+                free().take(8).find(same).or_else(|| free().next()).map(|(_, id)| *id)
             }
         };
         // Whoever asked first goes first: what later ones wait for, and have not taken, may have to be read again.
@@ -93,7 +100,7 @@ impl State {
         let entry = &mut self.entries[id];
         debug_assert_eq!(entry.leases, 0, "a leased record was dropped");
         entry.phase = Phase::Absent;
-        entry.guessed = false;
+        entry.guess = Guess::No;
         let order = entry.order;
         if let Some(place) = entry.place.take() {
             self.used[entry.share as usize] -= place.bytes as u64;

@@ -40,6 +40,7 @@ fn index_over(path: &std::path::Path, bytes: u64) -> ShardIndex {
         records: records.collect(),
         files: vec![ShardFile { file: path.file_name().unwrap().to_str().unwrap().to_owned(), bytes: length }],
         segments: Vec::new(),
+        routers: Vec::new(),
     }
 }
 
