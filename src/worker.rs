@@ -73,9 +73,10 @@ fn work(job: &Job, report: &Reporter) -> Result<()> {
             report.fact("devices", runtime.devices().join(", "))
         }
         Work::Ceilings { threads } => categories::ceilings(&runtime, *threads, report),
-        Work::Measure { cell, category, process, reference } => {
+        Work::Measure { cell, category, process, reference, offload } => {
             let reference = reference.as_deref();
-            let context = categories::Context { runtime: &runtime, cell, process: *process, reference, report };
+            let (runtime, process, offload) = (&runtime, *process, offload.as_deref());
+            let context = categories::Context { runtime, cell, process, reference, offload, report };
             categories::of(*category).measure(&context)
         }
     }

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use crate::categories::Context;
+use crate::categories::feeding::Feeding;
+use crate::categories::{Context, disk};
 use crate::cell::MeasurementPlan;
 use crate::engine::sampling::argmax;
 use crate::engine::{Decoder, Model, Plan, Prompt, Prompter};
@@ -10,10 +11,10 @@ use crate::error::{Error, Result};
 use crate::package::Package;
 use crate::probe::clock;
 
-/// A loaded model and the prompts of its workload.
+/// A loaded model and what it is fed.
 pub struct Loaded {
     pub model: Model,
-    pub prompter: Prompter,
+    pub feeding: Feeding,
 }
 
 /// Opens the package and checks that it is what the cell names.
@@ -54,12 +55,14 @@ pub fn load_model(context: &Context, package: &Package, plan: &Plan) -> Result<M
     Ok(model)
 }
 
-/// Package, model and prompts.
+/// Package, model, and what it is fed; the first turn is the unmeasured one.
 pub fn load(context: &Context) -> Result<Loaded> {
     let package = open_package(context)?;
-    let model = load_model(context, &package, &Plan::of(context.cell))?;
-    let prompter = Prompter::open(&package, &context.cell.workload)?;
-    Ok(Loaded { model, prompter })
+    let model = load_model(context, &package, &context.plan())?;
+    disk::report_loader(&model, context.report)?;
+    let feeding = Feeding::of(package, &context.cell.workload)?;
+    feeding.report(context.report)?;
+    Ok(Loaded { model, feeding })
 }
 
 /// Tokens that the cache must hold: the prompt and every generated token that is fed back.

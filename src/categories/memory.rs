@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::categories::common::{self, choose};
 use crate::categories::{Context, Measure};
-use crate::engine::{Decoder, Plan, Prompter};
+use crate::engine::{Decoder, Prompter};
 use crate::error::{Error, Result};
 use crate::probe::memory::{Counters, Resident, proportional, reset_peak};
 use crate::probe::sampler::Sampler;
@@ -29,7 +29,7 @@ impl Measure for Memory {
         }
         let counters = Counters::now()?;
         let sampler = Sampler::start("load")?;
-        let mut model = common::load_model(context, &package, &Plan::of(context.cell))?;
+        let mut model = common::load_model(context, &package, &context.plan())?;
         let loaded = Resident::now()?;
 
         report.phase("cache")?;

@@ -3,9 +3,11 @@
 mod accuracy;
 mod ceilings;
 mod common;
+mod disk;
+mod feeding;
 mod memory;
 mod speed;
-pub mod streaming;
+mod streaming;
 mod throughput;
 
 pub use accuracy::Answers;
@@ -14,6 +16,7 @@ pub use ceilings::ceilings;
 use std::path::Path;
 
 use crate::cell::{Category, Cell};
+use crate::engine::Plan;
 use crate::error::Result;
 use crate::protocol::Reporter;
 use crate::runtime::Runtime;
@@ -28,8 +31,17 @@ pub struct Context<'a> {
     pub process: u32,
     /// The folder of the reference's answers, which the reference itself writes.
     pub reference: Option<&'a Path>,
+    /// The folder for caches that wait on disk, where the cell's do.
+    pub offload: Option<&'a Path>,
     /// Where figures go.
     pub report: &'a Reporter,
+}
+
+impl Context<'_> {
+    /// How the cell's model is loaded and run.
+    pub fn plan(&self) -> Plan {
+        Plan { offload: self.offload.map(Path::to_owned), ..Plan::of(self.cell) }
+    }
 }
 
 /// A category of measurement, run in a process of its own.

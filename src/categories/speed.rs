@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
-use crate::categories::streaming::Meter;
-use crate::categories::{Context, Measure};
+use crate::categories::feeding::{Tokens, Turn};
+use crate::categories::streaming::{Meter, Reading};
+use crate::categories::{Context, Measure, disk};
 use crate::digest;
 use crate::engine::{Decoder, Model, Prompter};
 use crate::error::Result;
@@ -26,16 +27,17 @@ struct Run {
 
 impl Measure for Speed {
     fn measure(&self, context: &Context) -> Result<()> {
-        let Loaded { mut model, prompter } = common::load(context)?;
+        let Loaded { mut model, mut feeding } = common::load(context)?;
         let (cell, report) = (context.cell, context.report);
         let mut decoder = common::decoder(context, &model)?;
         let generate = cell.workload.generate_tokens as usize;
         let batch = cell.workload.batch as usize;
 
         report.phase("warmup")?;
-        common::first_run(context, &mut model, &mut decoder, &prompter.prompts()?)?;
-        for _ in 0..cell.measurement.warmup {
-            request(&mut decoder, &mut model, &prompter, generate, &mut Meter::default())?;
+        common::first_run(context, &mut model, &mut decoder, &feeding.turn(Turn::Unmeasured(0))?.0.prompts()?)?;
+        for run in 0..cell.measurement.warmup {
+            let turn = feeding.turn(Turn::Unmeasured(1 + run))?;
+            request(&mut decoder, &mut model, turn, generate, &mut Meter::default())?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
 
@@ -45,7 +47,8 @@ impl Measure for Speed {
         while let Some(repetition) = repetitions.next() {
             let (done, of) = repetitions.progress();
             report.progress("measure", done, of)?;
-            let run = request(&mut decoder, &mut model, &prompter, generate, &mut meter)?;
+            let turn = feeding.turn(Turn::Measured(repetition))?;
+            let run = request(&mut decoder, &mut model, turn, generate, &mut meter)?;
             repetitions.add(run.end_to_end);
             smallest = run.gaps.iter().copied().fold(smallest.min(run.prefill), f64::min);
             if repetition == 0 {
@@ -74,19 +77,22 @@ impl Measure for Speed {
         report.fact("decode_bytes_per_step", work.decode_bytes)?;
         report.fact("decode_flops_per_step", work.decode_flops)?;
         report.fact("prefill_flops", work.prefill_flops)?;
-        if model.pager_statistics().is_some() {
-            meter.report(report)?;
+        meter.report(report)?;
+        // What the model holds must not be in memory beside the buffers of these reads.
+        drop((decoder, model));
+        if context.process == 0 {
+            disk::report_bandwidth(feeding.package(), cell.memory.residency, report)?;
         }
         common::check_resolution(context, smallest)
     }
 }
 
 /// One request, from its text or ids to its last token; stop tokens are ignored, so that lengths are exact. What the
-/// pager did meanwhile, where there is one, is counted by `meter`.
+/// loader did meanwhile, where there is one, is counted by `meter`.
 fn request(
     decoder: &mut Decoder,
     model: &mut Model,
-    prompter: &Prompter,
+    (prompter, mut feed): (&Prompter, Tokens),
     generate: usize,
     meter: &mut Meter,
 ) -> Result<Run> {
@@ -98,29 +104,27 @@ fn request(
     let seeing = Instant::now();
     let features = model.see(&prompts)?;
     let vision = seeing.elapsed().as_secs_f64();
-    let before = model.pager_statistics();
+    let before = Reading::now(model, decoder);
     let prefill_start = Instant::now();
     decoder.prefill(model, &prompts, &features)?;
     let prefill = prefill_start.elapsed().as_secs_f64();
-    let between = model.pager_statistics();
-    let mut next = choose(decoder)?;
+    let between = Reading::now(model, decoder);
+    let mut chosen = choose(decoder)?;
     let first = Instant::now();
-    let mut tokens = next.clone();
+    let mut tokens = chosen.clone();
     let mut gaps = Vec::with_capacity(generate.saturating_sub(1));
     let mut last = first;
     for _ in 1..generate {
-        decoder.step(model, &next)?;
-        next = choose(decoder)?;
-        tokens.extend_from_slice(&next);
+        decoder.step(model, &feed.after(&mut chosen))?;
+        chosen = choose(decoder)?;
+        tokens.extend_from_slice(&chosen);
         let now = Instant::now();
         gaps.push((now - last).as_secs_f64());
         last = now;
     }
-    if let (Some(before), Some(between), Some(after)) = (before, between, model.pager_statistics()) {
-        let decoded = tokens.len() - next.len();
-        meter.prefilled(&before, &between);
-        meter.decoded(&between, &after, decoded as u64, (last - first).as_secs_f64());
-    }
+    let decoded = tokens.len() - chosen.len();
+    meter.prefilled(&before, &between);
+    meter.decoded(&between, &Reading::now(model, decoder), decoded as u64, (last - first).as_secs_f64());
     let (ttft, end_to_end) = ((first - start).as_secs_f64(), (last - start).as_secs_f64());
     Ok(Run { ttft, preparation, vision, prefill, gaps, end_to_end, tokens })
 }

@@ -2,18 +2,24 @@
 
 use std::ops::AddAssign;
 
+use crate::engine::{Decoder, Model};
 use crate::error::Result;
 use crate::loader::pager::Statistics;
+use crate::loader::spill::Traffic;
 use crate::protocol::Reporter;
 
-/// Reports one stretch of decoding, between two readings of a pager: `tokens` generated in `seconds`.
-///
-/// # Errors
-/// A parent that no longer listens.
-pub fn report(before: &Statistics, after: &Statistics, tokens: u64, seconds: f64, report: &Reporter) -> Result<()> {
-    let mut meter = Meter::default();
-    meter.decoded(before, after, tokens, seconds);
-    meter.report(report)
+/// What was counted up to some moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    pager: Option<Statistics>,
+    traffic: Option<Traffic>,
+}
+
+impl Reading {
+    /// Now.
+    pub fn now(model: &Model, decoder: &Decoder) -> Self {
+        Self { pager: model.pager_statistics(), traffic: decoder.traffic() }
+    }
 }
 
 /// Adds up stretches of prefill and of decode.
@@ -24,11 +30,11 @@ pub struct Meter {
     seconds: f64,
     prefill_bytes: u64,
     prefills: u64,
-    held_bytes: u64,
+    last: Reading,
     peak_bytes: u64,
 }
 
-/// What of [`Statistics`] only grows.
+/// What of a reading only grows.
 #[derive(Debug, Default, Clone, Copy)]
 struct Counters {
     bytes_read: u64,
@@ -39,12 +45,18 @@ struct Counters {
     guessed: u64,
     guessed_right: u64,
     evictions: u64,
+    spilled: u64,
+    spill_read: u64,
 }
 
 impl Counters {
-    fn between(before: &Statistics, after: &Statistics) -> Self {
-        let grown = |of: fn(&Statistics) -> u64| of(after).saturating_sub(of(before));
+    fn between(before: &Reading, after: &Reading) -> Self {
+        let (was, is) = (before.pager.unwrap_or_default(), after.pager.unwrap_or_default());
+        let (gone, goes) = (before.traffic.unwrap_or_default(), after.traffic.unwrap_or_default());
+        let grown = |of: fn(&Statistics) -> u64| of(&is).saturating_sub(of(&was));
         Self {
+            spilled: goes.written.saturating_sub(gone.written),
+            spill_read: goes.read.saturating_sub(gone.read),
             bytes_read: grown(|s| s.bytes_read),
             read_nanos: grown(|s| s.read_nanos),
             wait_nanos: grown(|s| s.wait_nanos),
@@ -67,28 +79,30 @@ impl AddAssign for Counters {
         self.guessed += other.guessed;
         self.guessed_right += other.guessed_right;
         self.evictions += other.evictions;
+        self.spilled += other.spilled;
+        self.spill_read += other.spill_read;
     }
 }
 
 impl Meter {
     /// Counts a prefill between two readings.
-    pub fn prefilled(&mut self, before: &Statistics, after: &Statistics) {
-        self.prefill_bytes += after.bytes_read.saturating_sub(before.bytes_read);
+    pub fn prefilled(&mut self, before: &Reading, after: &Reading) {
+        self.prefill_bytes += Counters::between(before, after).bytes_read;
         self.prefills += 1;
         self.holds(after);
     }
 
     /// Counts decode steps between two readings: `tokens` of all sequences in `seconds`.
-    pub fn decoded(&mut self, before: &Statistics, after: &Statistics, tokens: u64, seconds: f64) {
+    pub fn decoded(&mut self, before: &Reading, after: &Reading, tokens: u64, seconds: f64) {
         self.decode += Counters::between(before, after);
         self.tokens += tokens;
         self.seconds += seconds;
         self.holds(after);
     }
 
-    fn holds(&mut self, now: &Statistics) {
-        self.held_bytes = now.held_bytes;
-        self.peak_bytes = self.peak_bytes.max(now.peak_bytes);
+    fn holds(&mut self, now: &Reading) {
+        self.last = *now;
+        self.peak_bytes = self.peak_bytes.max(now.pager.map_or(0, |pager| pager.peak_bytes));
     }
 
     /// Reports what was counted. A figure that has no denominator is left out.
@@ -97,25 +111,32 @@ impl Meter {
     /// A parent that no longer listens.
     pub fn report(&self, report: &Reporter) -> Result<()> {
         let counted = &self.decode;
-        let seconds = |nanos: u64| nanos as f64 * 1e-9;
-        let quotients = [
-            ("bytes_read_per_token", counted.bytes_read as f64, self.tokens as f64),
+        let (tokens, seconds) = (self.tokens as f64, |nanos: u64| nanos as f64 * 1e-9);
+        let of_pager = [
+            ("bytes_read_per_token", counted.bytes_read as f64, tokens),
             ("disk_read_bytes_per_second", counted.bytes_read as f64, seconds(counted.read_nanos)),
             ("disk_busy_share", seconds(counted.read_nanos), self.seconds),
             ("wait_share", seconds(counted.wait_nanos), self.seconds),
             ("expert_hit_rate", counted.experts_hit as f64, counted.experts_wanted as f64),
             ("guess_precision", counted.guessed_right as f64, counted.guessed as f64),
-            ("evictions_per_token", counted.evictions as f64, self.tokens as f64),
+            ("evictions_per_token", counted.evictions as f64, tokens),
         ];
-        for (name, numerator, denominator) in quotients {
+        let of_spill = [
+            ("spilled_bytes_per_token", counted.spilled as f64, tokens),
+            ("spill_read_bytes_per_token", counted.spill_read as f64, tokens),
+        ];
+        let of_pager = of_pager.into_iter().filter(|_| self.last.pager.is_some());
+        let of_spill = of_spill.into_iter().filter(|_| self.last.traffic.is_some());
+        for (name, numerator, denominator) in of_pager.chain(of_spill) {
             if denominator > 0.0 {
                 report.fact(name, numerator / denominator)?;
             }
         }
+        let Some(pager) = self.last.pager else { return Ok(()) };
         if let Some(bytes) = self.prefill_bytes.checked_div(self.prefills) {
             report.fact("prefill_read_bytes", bytes)?;
         }
-        report.fact("held_bytes", self.held_bytes)?;
+        report.fact("held_bytes", pager.held_bytes)?;
         report.fact("held_peak_bytes", self.peak_bytes)
     }
 }
@@ -175,6 +196,16 @@ mod tests {
         peak_bytes: 900,
     };
 
+    fn of(pager: &Statistics) -> Reading {
+        Reading { pager: Some(*pager), traffic: None }
+    }
+
+    fn decode(before: &Statistics, after: &Statistics, tokens: u64, seconds: f64) -> Meter {
+        let mut meter = Meter::default();
+        meter.decoded(&of(before), &of(after), tokens, seconds);
+        meter
+    }
+
     #[test]
     fn figures_are_of_the_time_between() {
         let after = Statistics {
@@ -190,7 +221,7 @@ mod tests {
             peak_bytes: 950,
             ..BEFORE
         };
-        let facts = facts(|to| report(&BEFORE, &after, 10, 8.0, to).unwrap());
+        let facts = facts(|to| decode(&BEFORE, &after, 10, 8.0).report(to).unwrap());
         let expected = [
             ("bytes_read_per_token", 5e8),
             ("disk_busy_share", 0.5),
@@ -210,19 +241,19 @@ mod tests {
 
     #[test]
     fn what_did_not_happen_has_no_share() {
-        let facts = facts(|to| report(&BEFORE, &BEFORE, 4, 1.0, to).unwrap());
+        let facts = facts(|to| decode(&BEFORE, &BEFORE, 4, 1.0).report(to).unwrap());
         for name in ["disk_read_bytes_per_second", "expert_hit_rate", "guess_precision", "prefill_read_bytes"] {
             assert!(!facts.contains_key(name), "{name}");
         }
         assert_eq!((facts["bytes_read_per_token"], facts["wait_share"]), (0.0, 0.0));
         // One generated token has no decode step.
-        let facts = self::facts(|to| report(&BEFORE, &BEFORE, 0, 0.0, to).unwrap());
+        let facts = self::facts(|to| decode(&BEFORE, &BEFORE, 0, 0.0).report(to).unwrap());
         assert_eq!(facts.keys().collect::<Vec<_>>(), ["held_bytes", "held_peak_bytes"]);
     }
 
     #[test]
     fn stretches_add_up_and_prefill_is_apart() {
-        let read = |bytes_read: u64| Statistics { bytes_read, ..BEFORE };
+        let read = |bytes_read: u64| of(&Statistics { bytes_read, ..BEFORE });
         let mut meter = Meter::default();
         for start in [0, 10_000] {
             meter.prefilled(&read(start), &read(start + 6_000));
@@ -230,5 +261,23 @@ mod tests {
         }
         let facts = facts(|to| meter.report(to).unwrap());
         assert_eq!((facts["prefill_read_bytes"], facts["bytes_read_per_token"]), (6_000.0, 1_000.0));
+    }
+
+    #[test]
+    fn caches_that_wait_on_disk_have_traffic() {
+        let at = |written, read| Reading { traffic: Some(Traffic { written, read }), ..of(&BEFORE) };
+        let mut meter = Meter::default();
+        meter.prefilled(&at(0, 0), &at(9_000, 1_000));
+        meter.decoded(&at(9_000, 1_000), &at(9_800, 5_000), 8, 1.0);
+        let facts = facts(|to| meter.report(to).unwrap());
+        assert_eq!((facts["spilled_bytes_per_token"], facts["spill_read_bytes_per_token"]), (100.0, 500.0));
+    }
+
+    #[test]
+    fn without_a_loader_there_is_nothing_to_say() {
+        let mut meter = Meter::default();
+        meter.prefilled(&Reading::default(), &Reading::default());
+        meter.decoded(&Reading::default(), &Reading::default(), 8, 1.0);
+        assert!(facts(|to| meter.report(to).unwrap()).is_empty());
     }
 }

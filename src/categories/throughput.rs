@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
-use crate::categories::streaming::Meter;
-use crate::categories::{Context, Measure};
+use crate::categories::feeding::{Tokens, Turn};
+use crate::categories::streaming::{Meter, Reading};
+use crate::categories::{Context, Measure, disk};
 use crate::cell::Category;
 use crate::engine::{Decoder, Model, Prompter};
 use crate::error::Result;
@@ -14,14 +15,15 @@ pub struct Throughput;
 
 impl Measure for Throughput {
     fn measure(&self, context: &Context) -> Result<()> {
-        let Loaded { mut model, prompter } = common::load(context)?;
+        let Loaded { mut model, mut feeding } = common::load(context)?;
         let (cell, report) = (context.cell, context.report);
         let mut decoder = common::decoder(context, &model)?;
         let generate = cell.workload.generate_tokens;
         report.phase("warmup")?;
-        common::first_run(context, &mut model, &mut decoder, &prompter.prompts()?)?;
-        for _ in 0..cell.measurement.warmup {
-            batch(&mut decoder, &mut model, &prompter, generate, &mut Meter::default())?;
+        common::first_run(context, &mut model, &mut decoder, &feeding.turn(Turn::Unmeasured(0))?.0.prompts()?)?;
+        for run in 0..cell.measurement.warmup {
+            let turn = feeding.turn(Turn::Unmeasured(1 + run))?;
+            batch(&mut decoder, &mut model, turn, generate, &mut Meter::default())?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
         let mut repetitions = Repetitions::new(&cell.measurement);
@@ -32,7 +34,8 @@ impl Measure for Throughput {
         while let Some(repetition) = repetitions.next() {
             let (done, of) = repetitions.progress();
             report.progress("measure", done, of)?;
-            let seconds = batch(&mut decoder, &mut model, &prompter, generate, &mut meter)?;
+            let turn = feeding.turn(Turn::Measured(repetition))?;
+            let seconds = batch(&mut decoder, &mut model, turn, generate, &mut meter)?;
             repetitions.add(seconds);
             smallest = smallest.min(seconds);
             report.samples("batch_seconds", repetition, vec![seconds])?;
@@ -41,39 +44,42 @@ impl Measure for Throughput {
             report.samples("requests_per_second", repetition, vec![sequences / seconds])?;
         }
         // A row has one value of each, which is that of `speed` where both are measured.
-        if model.pager_statistics().is_some() && !cell.categories.contains(&Category::Speed) {
+        if !cell.categories.contains(&Category::Speed) {
             meter.report(report)?;
+            // What the model holds must not be in memory beside the buffers of these reads.
+            drop((decoder, model));
+            if context.process == 0 {
+                disk::report_bandwidth(feeding.package(), cell.memory.residency, report)?;
+            }
         }
         common::check_resolution(context, smallest)
     }
 }
 
-/// One batch of requests that arrive together; seconds from the first to the last token. What the pager did meanwhile,
+/// One batch of requests that arrive together; seconds from the first to the last token. What the loader did meanwhile,
 /// where there is one, is counted by `meter`.
 fn batch(
     decoder: &mut Decoder,
     model: &mut Model,
-    prompter: &Prompter,
+    (prompter, mut feed): (&Prompter, Tokens),
     generate: u32,
     meter: &mut Meter,
 ) -> Result<f64> {
     let start = Instant::now();
     let prompts = prompter.prompts()?;
     let features = model.see(&prompts)?;
-    let before = model.pager_statistics();
+    let before = Reading::now(model, decoder);
     decoder.prefill(model, &prompts, &features)?;
-    let between = model.pager_statistics();
-    let mut next = choose(decoder)?;
+    let between = Reading::now(model, decoder);
+    let mut chosen = choose(decoder)?;
     let first = Instant::now();
     for _ in 1..generate {
-        decoder.step(model, &next)?;
-        next = choose(decoder)?;
+        decoder.step(model, &feed.after(&mut chosen))?;
+        chosen = choose(decoder)?;
     }
     let (seconds, decoding) = (start.elapsed().as_secs_f64(), first.elapsed().as_secs_f64());
-    if let (Some(before), Some(between), Some(after)) = (before, between, model.pager_statistics()) {
-        let decoded = next.len() as u64 * u64::from(generate.saturating_sub(1));
-        meter.prefilled(&before, &between);
-        meter.decoded(&between, &after, decoded, decoding);
-    }
+    let decoded = chosen.len() as u64 * u64::from(generate.saturating_sub(1));
+    meter.prefilled(&before, &between);
+    meter.decoded(&between, &Reading::now(model, decoder), decoded, decoding);
     Ok(seconds)
 }

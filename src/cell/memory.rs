@@ -19,6 +19,26 @@ pub struct MemoryPlan {
     /// What the kernel lets the process hold, page cache included, without swap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_bytes: Option<u64>,
+    /// Sequences of a batch that go through a part of a pack together, before the next part's weights are read; `None`
+    /// where the graph runs in one piece.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<u32>,
+    /// Whether key/value caches wait on disk while other parts of a pack run.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub offload: bool,
+    /// Experts of the next layer that are read on a guess, before its router spoke.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guess: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for")]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 impl MemoryPlan {

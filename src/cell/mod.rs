@@ -326,6 +326,9 @@ pub struct Cell {
     /// Where weights live, and what memory the process has.
     #[serde(default, skip_serializing_if = "MemoryPlan::is_empty")]
     pub memory: MemoryPlan,
+    /// Where caches wait that leave for the disk; `None` for the folder of the run's results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload_dir: Option<PathBuf>,
     /// What the category `accuracy` does; `None` where it is not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Box<AccuracyPlan>>,

@@ -10,6 +10,7 @@ use crate::probe;
 const MAX_THREADS: u32 = 1024;
 const MAX_BATCH: u32 = 1 << 16;
 const MAX_TOKENS: u32 = 1 << 24;
+const MAX_GUESS: u32 = 1024;
 
 /// An axis, from the outermost to the innermost of the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,9 @@ pub enum Axis {
     Residency,
     MemoryBudget,
     MemoryLimit,
+    MicroBatch,
+    Offload,
+    Guess,
     Batch,
     Image,
     PromptTokens,
@@ -40,6 +44,8 @@ pub enum Values {
     Words(&'static [&'static str]),
     /// Whole numbers from 1 up to this one.
     Counts(u32),
+    /// The same, or this word, which stands for 0.
+    CountsOr(&'static str, u32),
     /// `none` or `WIDTHxHEIGHT`.
     Images,
     /// `none`, a size or a share.
@@ -58,6 +64,9 @@ impl Axis {
         Self::Residency,
         Self::MemoryBudget,
         Self::MemoryLimit,
+        Self::MicroBatch,
+        Self::Offload,
+        Self::Guess,
         Self::Batch,
         Self::Image,
         Self::PromptTokens,
@@ -75,6 +84,9 @@ impl Axis {
             Self::Residency => "residency",
             Self::MemoryBudget => "memory_budget",
             Self::MemoryLimit => "memory_limit",
+            Self::MicroBatch => "micro_batch",
+            Self::Offload => "offload",
+            Self::Guess => "guess",
             Self::Batch => "batch",
             Self::Image => "image",
             Self::PromptTokens => "prompt_tokens",
@@ -105,6 +117,18 @@ impl Axis {
                 "What the kernel lets the process hold, by a control group without swap: a size as `4GiB`, `budget` for \
                  as much as `memory_budget`, or `none`. Default: none."
             }
+            Self::MicroBatch => {
+                "A pack runs layer by layer, and that many sequences of the batch go through a layer together, all of \
+                 them before the next layer's weights are read; `none` runs the graph in one piece. Default: none."
+            }
+            Self::Offload => {
+                "`disk`: a pack runs layer by layer, and the key/value caches of the others wait in a file without a \
+                 name (in `offload_dir`); `none` keeps them in memory. Default: none."
+            }
+            Self::Guess => {
+                "Experts of the next layer that are read on a guess while the disk is idle, with the residency \
+                 `experts`; 0 for none. Default: 0."
+            }
             Self::Batch => "Sequences that run together.",
             Self::Image => {
                 "Width and height of a generated image at the start of each prompt, as `448x448`, for models that \
@@ -126,6 +150,9 @@ impl Axis {
             Self::Residency => Values::Words(RESIDENCIES),
             Self::MemoryBudget => Values::Budgets,
             Self::MemoryLimit => Values::Limits,
+            Self::MicroBatch => Values::CountsOr("none", MAX_BATCH),
+            Self::Offload => Values::Words(OFFLOADS),
+            Self::Guess => Values::CountsOr("0", MAX_GUESS),
             Self::Batch => Values::Counts(MAX_BATCH),
             Self::Image => Values::Images,
             Self::PromptTokens | Self::GenerateTokens => Values::Counts(MAX_TOKENS),
@@ -140,7 +167,7 @@ impl Axis {
             Self::Flavour => Some(vec![0]),
             Self::Threads => Some(vec![probe::cpu::default_threads()]),
             Self::Image => Some(vec![ImageSize::pack(None)]),
-            Self::Residency => Some(vec![0]),
+            Self::Residency | Self::MicroBatch | Self::Offload | Self::Guess => Some(vec![0]),
             Self::MemoryBudget | Self::MemoryLimit => Some(vec![MemoryAmount::None.pack()]),
             _ => None,
         }
@@ -148,10 +175,13 @@ impl Axis {
 }
 
 /// Number of axes.
-const COUNT: usize = 12;
+const COUNT: usize = 15;
 
 /// Words of the axis `residency`: none, and those of [`Residency`] in its order.
 const RESIDENCIES: &[&str] = &["none", "resident", "mapped", "stream", "experts"];
+
+/// Words of the axis `offload`.
+const OFFLOADS: &[&str] = &["none", "disk"];
 
 /// A point of the matrix: on each axis the index of a word, a count, or a packed size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -31,6 +31,8 @@ pub struct Checked {
     pub prompt: PromptSource,
     pub measurement: MeasurementPlan,
     pub strict_placement: bool,
+    /// The folder for caches that wait on disk.
+    pub offload_dir: Option<PathBuf>,
     pub exclude: Vec<Rule>,
     pub include: Vec<Axes>,
     pub overrides: Vec<Override>,
@@ -148,6 +150,7 @@ impl Checker<'_> {
             prompt: self.prompt(file.prompt.as_ref()),
             measurement: self.measurement(file.measurement.as_ref().unwrap_or(&MeasurementEntry::default())),
             strict_placement: file.strict_placement.unwrap_or(false),
+            offload_dir: self.offload_dir(file.offload_dir.as_ref()),
             exclude: file
                 .exclude
                 .iter()
@@ -231,6 +234,7 @@ impl Checker<'_> {
                 Values::Backends => self.choices(written, axis.name(), &self.backends.clone()),
                 Values::Words(words) => self.choices(written, axis.name(), words),
                 Values::Counts(max) => self.counts(written, axis.name(), max),
+                Values::CountsOr(word, max) => self.counts_or(written, axis.name(), word, max),
                 Values::Images => self.images(written, axis.name()),
                 Values::Budgets | Values::Limits => self.amounts(written, axis),
             };
@@ -404,7 +408,7 @@ impl Checker<'_> {
         Some(value.value)
     }
 
-    fn path(&self, text: &str) -> PathBuf {
+    pub(super) fn path(&self, text: &str) -> PathBuf {
         paths::resolve(self.folder, text)
     }
 }

@@ -71,10 +71,22 @@ pub fn memory(cell: &Cell, manifest: &Manifest, pack_weights: u64) -> MemoryEsti
         vision: vision(workload, manifest),
         program: PROGRAM_BYTES,
     };
+    let estimate = match cell.memory.offload {
+        true => MemoryEstimate { cache: in_memory(cell, &manifest.shape, estimate.cache), ..estimate },
+        false => estimate,
+    };
     match cell.memory.residency {
         None => estimate,
         Some(residency) => of_pack(estimate, residency, cell.memory.budget_bytes, pack_weights),
     }
+}
+
+/// Of caches that wait on disk, those of the layer and the sequences that run, that come next, and that are on their
+/// way out are in memory.
+fn in_memory(cell: &Cell, shape: &Shape, cache: u64) -> u64 {
+    let groups = cell.workload.batch.div_ceil(cell.memory.micro_batch.unwrap_or(u32::MAX).max(1));
+    let turns = shape.layers.saturating_mul(u64::from(groups)).max(1);
+    cache.min(cache.saturating_mul(3) / turns)
 }
 
 /// A pack's kernels compute on the weights as they are stored, so its loader decides how many are in memory.

@@ -116,6 +116,7 @@ impl Checked {
             measurement: self.measurement.clone(),
             strict_placement: self.strict_placement,
             memory: MemoryPlan::default(),
+            offload_dir: self.offload_dir.clone().filter(|_| point.on(Axis::Offload) != 0),
             accuracy: None,
         };
         // Later rules win.
@@ -153,6 +154,17 @@ pub fn id(model: &str, backend: &str, point: &Point) -> CellId {
             memory += &format!("-{letter}{amount}").replace('%', "pc");
             memory_fields += &format!("{}={amount}\n", axis.name());
         }
+    }
+    for (axis, tag) in [(Axis::MicroBatch, "mb"), (Axis::Guess, "guess")] {
+        let count = point.on(axis);
+        if count != 0 {
+            memory += &format!("-{tag}{count}");
+            memory_fields += &format!("{}={count}\n", axis.name());
+        }
+    }
+    if point.on(Axis::Offload) != 0 {
+        memory += "-disk";
+        memory_fields += "offload=disk\n";
     }
     let axes = format!(
         "{model}-{precision}-{flavour}-{backend}-t{threads}{memory}-b{batch}{picture}-p{prompt_tokens}-g{generate_tokens}"

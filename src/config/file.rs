@@ -29,6 +29,7 @@ pub struct File {
     pub prompt: Option<PromptEntry>,
     pub measurement: Option<MeasurementEntry>,
     pub strict_placement: Option<bool>,
+    pub offload_dir: Option<Spanned<String>>,
     #[serde(default)]
     pub exclude: Vec<Spanned<AxesEntry>>,
     #[serde(default)]
@@ -79,6 +80,9 @@ pub struct AxesEntry {
     pub residency: Option<Spanned<AxisEntry>>,
     pub memory_budget: Option<Spanned<AxisEntry>>,
     pub memory_limit: Option<Spanned<AxisEntry>>,
+    pub micro_batch: Option<Spanned<AxisEntry>>,
+    pub offload: Option<Spanned<AxisEntry>>,
+    pub guess: Option<Spanned<AxisEntry>>,
     pub batch: Option<Spanned<AxisEntry>>,
     pub image: Option<Spanned<AxisEntry>>,
     pub prompt_tokens: Option<Spanned<AxisEntry>>,
@@ -98,6 +102,9 @@ impl AxesEntry {
             Axis::Residency => &self.residency,
             Axis::MemoryBudget => &self.memory_budget,
             Axis::MemoryLimit => &self.memory_limit,
+            Axis::MicroBatch => &self.micro_batch,
+            Axis::Offload => &self.offload,
+            Axis::Guess => &self.guess,
             Axis::Batch => &self.batch,
             Axis::Image => &self.image,
             Axis::PromptTokens => &self.prompt_tokens,

@@ -1,7 +1,7 @@
 //! The axes of memory: what may stand on them, and what they mean for a cell's package.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_yaml::Spanned;
 
@@ -27,6 +27,25 @@ impl Checker<'_> {
             (amount, _) => Ok(amount.pack()),
         })
     }
+
+    /// An axis of counts from 1 up, or a word that stands for 0.
+    pub(super) fn counts_or(&mut self, axis: &Spanned<AxisEntry>, name: &str, word: &str, max: u32) -> Vec<u32> {
+        self.distinct(axis, name, |text| match text.parse() {
+            _ if text == word => Ok(0),
+            Ok(count) if (1..=max).contains(&count) => Ok(count),
+            _ => Err(format!("`{name}` is `{text}`; it is `{word}` or a whole number from 1 to {max}")),
+        })
+    }
+
+    /// The folder for caches that wait on disk.
+    pub(super) fn offload_dir(&mut self, entry: Option<&Spanned<String>>) -> Option<PathBuf> {
+        let entry = entry?;
+        let path = self.path(&entry.value);
+        if !path.is_dir() {
+            self.problem(entry.referenced, format!("the `offload_dir` `{}` is no folder", path.display()));
+        }
+        Some(path)
+    }
 }
 
 /// A point's memory. A package that is not there is no mistake of the file: its cells say so when they are to run.
@@ -34,6 +53,8 @@ impl Checker<'_> {
 /// # Errors
 /// The axis at fault, and why.
 pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String)> {
+    let (micro_batch, offload) = (point.on(Axis::MicroBatch), point.on(Axis::Offload) != 0);
+    let (guess, batch) = (point.on(Axis::Guess), point.on(Axis::Batch));
     let (budget, limit) = (point.memory(Axis::MemoryBudget), point.memory(Axis::MemoryLimit));
     let pack = is_pack(&model.package);
     let no_pack = |axis: Axis, what: &str| {
@@ -50,6 +71,27 @@ pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String
         if budget != MemoryAmount::None {
             return Err(no_pack(Axis::MemoryBudget, "a `memory_budget`"));
         }
+        if micro_batch > 0 {
+            return Err(no_pack(Axis::MicroBatch, &format!("the `micro_batch` {micro_batch}")));
+        }
+        if offload {
+            return Err(no_pack(Axis::Offload, "`offload: disk`"));
+        }
+    }
+    if micro_batch > batch {
+        let message = format!(
+            "the `micro_batch` {micro_batch} is larger than the `batch` {batch}, of which it is a part; leave such \
+             cells out by `exclude`"
+        );
+        return Err((Axis::MicroBatch, message));
+    }
+    if guess > 0 && point.residency() != Some(Residency::Experts) {
+        let residency = point.residency().map_or("none", Residency::name);
+        let message = format!(
+            "the `guess` {guess} is for the residency `experts`, and a cell has `{residency}`: nothing else reads \
+             experts on demand; leave such cells out by `exclude`"
+        );
+        return Err((Axis::Guess, message));
     }
     let weights = match budget {
         MemoryAmount::Hundredths(_) => Package::open(&model.package).and_then(|package| weights_bytes(&package)),
@@ -64,6 +106,9 @@ pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String
         residency: point.residency().or(pack.then_some(Residency::Resident)),
         budget_bytes,
         limit_bytes: limit.bytes(weights, budget_bytes),
+        micro_batch: (micro_batch > 0).then_some(micro_batch),
+        offload,
+        guess,
     })
 }
 

@@ -17,10 +17,13 @@ use crate::error::Error;
 use crate::tasks::{Description, Kind, TaskSet};
 
 /// Axes on which answers do not depend: a reference serves all their values.
-const FREE: [Axis; 7] = [
+const FREE: [Axis; 10] = [
     Axis::Residency,
     Axis::MemoryBudget,
     Axis::MemoryLimit,
+    Axis::MicroBatch,
+    Axis::Offload,
+    Axis::Guess,
     Axis::Batch,
     Axis::Image,
     Axis::PromptTokens,

@@ -19,6 +19,11 @@ fn item(axis: Axis) -> Value {
         Values::Models | Values::Backends => json!({"type": "string"}),
         Values::Words(words) => json!({"enum": words}),
         Values::Counts(maximum) => json!({"type": "integer", "minimum": 1, "maximum": maximum}),
+        // Where the word is a number, it is one of the counts.
+        Values::CountsOr("0", maximum) => json!({"type": "integer", "minimum": 0, "maximum": maximum}),
+        Values::CountsOr(word, maximum) => {
+            json!({"oneOf": [{"const": word}, {"type": "integer", "minimum": 1, "maximum": maximum}]})
+        }
         Values::Images => json!({"type": "string", "pattern": "^(none|[1-9][0-9]*x[1-9][0-9]*)$"}),
         Values::Budgets => json!({"type": "string", "pattern": "^(none|[0-9.]+ *([KMGT]iB|%))$"}),
         Values::Limits => json!({"type": "string", "pattern": "^(none|budget|[0-9.]+ *[KMGT]iB)$"}),
@@ -147,6 +152,7 @@ pub fn schema() -> Value {
             })),
             "measurement": object("How often and how long.", &[], plan),
             "strict_placement": {"type": "boolean", "description": "A cell whose nodes fall back to another provider is `unsupported`. Default false."},
+            "offload_dir": {"type": "string", "description": "The folder, relative to this file, on whose disk the caches of cells with `offload: disk` wait. Default: the folder of the run's results."},
             "exclude": {"type": "array", "description": "Cells to leave out: all axes named must match.", "items": object("A rule.", &[], excluded)},
             "include": {"type": "array", "description": "Cells to add; an axis that is not named takes the matrix's values.", "items": object("A rule.", &[], axes.clone())},
             "overrides": {"type": "array", "description": "Settings for the cells that match; later rules win.", "items": object("A rule.", &["when", "set"], json!({

@@ -150,7 +150,7 @@ pub fn run(job: &Job, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
         _ => {}
     }
     match &job.work {
-        Work::Measure { cell, category, process, reference } => {
+        Work::Measure { cell, category, process, reference, .. } => {
             if let Err(reason) = accuracy::visit_reference(cell, *category, reference.as_deref(), behaviour) {
                 return emit(failed(Status::Failed, &reason));
             }
@@ -273,6 +273,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
         },
         strict_placement: false,
         memory: MemoryPlan::default(),
+        offload_dir: None,
         accuracy: None,
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::prompt::Prompt;
 use crate::engine::vision::{Features, Vision};
 use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
-use crate::loader::pager::Statistics;
+use crate::loader::pager::{PagerFacts, Statistics};
 use crate::loader::spill::Spill;
 use crate::package::shards::{ALIGNMENT, Form};
 use crate::package::{CacheUpdate, Dim, Graph, Manifest, Package, Padding, Port, PortRole};
@@ -215,6 +215,11 @@ impl Model {
     /// What the loader did since the model was loaded, where its weights come from one.
     pub fn pager_statistics(&self) -> Option<Statistics> {
         self.weights.as_ref().and_then(Weights::statistics)
+    }
+
+    /// How the loader works here, where the weights come from one.
+    pub fn pager_facts(&self) -> Option<PagerFacts> {
+        self.weights.as_ref().and_then(Weights::facts)
     }
 
     /// Gives memory back where the process holds more than its budget.

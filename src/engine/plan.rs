@@ -59,13 +59,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a cell without any optimization.
+    /// The plan of a cell without any optimization. Where caches wait on disk, the folder is for the caller to name.
     pub fn of(cell: &Cell) -> Self {
         let workload = &cell.workload;
         Self {
             images: workload.image.is_some(),
             residency: cell.memory.residency,
             budget: cell.memory.budget_bytes,
+            micro_batch: cell.memory.micro_batch,
+            guess: cell.memory.guess,
             sequences: workload.batch,
             tokens: workload.prompt_tokens + workload.generate_tokens,
             ..Self::with_threads(cell.threads)

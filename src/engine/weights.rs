@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::cell::{ProviderKind, Residency};
 use crate::engine::plan::Plan;
 use crate::error::{Error, Result};
-use crate::loader::pager::{Options, Pager, Statistics};
+use crate::loader::pager::{Options, Pager, PagerFacts, Statistics};
 use crate::loader::store::Store;
 use crate::loader::{held, pack};
 use crate::package::Package;
@@ -17,6 +17,10 @@ const ALLOWANCE: u64 = 64 << 20;
 
 /// Tensors as wide as a layer's widest product that are alive at once, ONNX Runtime's rounding up of its arena included.
 const WIDE_TENSORS: u64 = 4;
+
+/// By how much what a process holds after loading differs from run to run: the least budget that is named works in the
+/// next one too.
+const MARGIN: u64 = 4 << 20;
 
 /// The weights of a pack.
 #[derive(Debug)]
@@ -120,9 +124,9 @@ impl Weights {
             let least = Pager::least_capacity(self.index(), self.residency, options.reads.depth) + other;
             if budget < least {
                 return Err(Error::new(format!(
-                    "a memory budget of {} is too small: the least that works here is {}",
+                    "a memory budget of {} is too small: the least that works here is {}MiB",
                     crate::units::bytes(budget),
-                    crate::units::bytes(least)
+                    (least + MARGIN).div_ceil(1 << 20)
                 ))
                 .hint("a shorter context, a smaller batch or smaller layers need less"));
             }
@@ -133,6 +137,11 @@ impl Weights {
     /// What the loader did since it was opened.
     pub fn statistics(&self) -> Option<Statistics> {
         self.store.pager().map(|pager| pager.statistics())
+    }
+
+    /// How the loader works here, once it was opened.
+    pub fn facts(&self) -> Option<PagerFacts> {
+        self.store.pager().map(|pager| pager.facts())
     }
 
     /// Shrinks what the loader holds by what the process holds beyond its budget.

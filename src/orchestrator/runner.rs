@@ -286,7 +286,9 @@ impl<'a> Runner<'a> {
             None => references::prepare(&self.folder, cell, category)?,
             Some(_) => None,
         };
-        let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference };
+        let offload = cell.memory.offload.then(|| self.folder.path().to_owned());
+        let offload = cell.offload_dir.clone().or(offload);
+        let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference, offload };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
         let log_path = self.folder.log(job);
         let mut log = child::open_log(&log_path)?;

@@ -48,6 +48,9 @@ pub enum Work {
         /// the cell has no reference or the category needs none.
         #[serde(default)]
         reference: Option<PathBuf>,
+        /// The folder for caches that wait on disk, where the cell's do.
+        #[serde(default)]
+        offload: Option<PathBuf>,
     },
     /// Measure what this machine can do at most (memory bandwidth, arithmetic), with this many threads.
     Ceilings {

@@ -26,10 +26,10 @@ const SHOWN: [(&str, &str); 9] = [
 
 const WIDTH: usize = 110;
 
-/// True when two cells are arms of one comparison: everything but backend, flavour, residency and budget is equal. The flavour belongs to
-/// the arm, because a provider without contrib kernels needs its own; how weights are kept in the same memory is what is
-/// compared. So does what is asked for its accuracy: an arm of
-/// which accuracy is not asked, or which has another reference, is as fast as it is.
+/// True when two cells are arms of one comparison: everything but backend, flavour and how weights and caches are kept
+/// is equal. The flavour belongs to the arm, because a provider without contrib kernels needs its own; how weights are
+/// kept in the same memory is what is compared. So does what is asked for its accuracy: an arm of which accuracy is not
+/// asked, or which has another reference, is as fast as it is.
 pub fn same_configuration(a: &Cell, b: &Cell) -> bool {
     a.model.name == b.model.name
         && a.precision == b.precision
@@ -202,7 +202,7 @@ fn heading(group: &[&Outcome]) -> String {
     heading
 }
 
-/// The backend's name, with the flavour, the residency and the budget where the group has several.
+/// The backend's name, with the flavour and what is said of memory where the group has several.
 fn label(outcome: &Outcome, group: &[&Outcome]) -> String {
     let cell = &outcome.cell;
     let mut label = cell.backend.name.clone();
@@ -216,6 +216,16 @@ fn label(outcome: &Outcome, group: &[&Outcome]) -> String {
     }
     if group.iter().any(|other| other.cell.memory.budget_bytes != cell.memory.budget_bytes) {
         label.push_str(&cell.memory.budget_bytes.map_or(" no budget".to_owned(), |b| format!(" {}", units::bytes(b))));
+    }
+    let of_memory: [fn(&Cell) -> Option<String>; 3] = [
+        |cell| cell.memory.micro_batch.map(|count| format!(" in groups of {count}")),
+        |cell| cell.memory.offload.then(|| " caches on disk".to_owned()),
+        |cell| (cell.memory.guess > 0).then(|| format!(" {} guessed", cell.memory.guess)),
+    ];
+    for word in of_memory {
+        if group.iter().any(|other| word(&other.cell) != word(cell)) {
+            label.push_str(&word(cell).unwrap_or_default());
+        }
     }
     label
 }

@@ -115,10 +115,10 @@ fn refuses_to_write(folder: &Path) {
 }
 
 /// A mounted file system, unmounted at the end.
-struct Mount(PathBuf);
+pub struct Mount(PathBuf);
 
 impl Mount {
-    fn tmpfs(path: &Path, options: &str) -> Option<Self> {
+    pub fn tmpfs(path: &Path, options: &str) -> Option<Self> {
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path).output().ok()?;
         mount.status.success().then(|| Self(path.to_owned()))
     }
@@ -168,7 +168,7 @@ fn a_disk_that_fills_up_ends_the_run_with_whole_files_and_the_run_goes_on_later(
 }
 
 /// Whether limits can be set here; says so where they cannot.
-fn limits_can_be_set() -> bool {
+pub fn limits_can_be_set() -> bool {
     let group = ortbench::orchestrator::memory_group::MemoryGroup::create(64 << 20);
     if let Err(error) = &group {
         eprintln!("skipped: {}", error.chain());

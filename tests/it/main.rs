@@ -19,6 +19,7 @@ mod limits;
 mod measuring;
 mod pack;
 mod packs;
+mod reliability;
 mod sandbox;
 mod scoring;
 mod tables;

@@ -124,3 +124,51 @@ fn ids_and_cells_of_files_without_these_axes_are_what_they_were() {
         assert_eq!(crate::digest::sha256(ids.join("\n"))[..16], *expected, "{name}");
     }
 }
+
+#[test]
+fn pipeline_axes_become_a_plan_and_a_name() {
+    let pack = pack();
+    let axes = "  residency: experts\n  micro_batch: [none, 1]\n  offload: [none, disk]\n  guess: [0, 2]\n";
+    let matrix = load_text(&text(pack.path(), axes)).unwrap();
+    let plan = |cell: &crate::cell::Cell| (cell.memory.micro_batch, cell.memory.offload, cell.memory.guess);
+    let plans: Vec<_> = matrix.cells.iter().map(plan).collect();
+    let of = |size| [(size, false, 0), (size, false, 2), (size, true, 0), (size, true, 2)];
+    assert_eq!(plans, [of(None), of(Some(1))].concat());
+    let ids: Vec<_> = matrix.cells.iter().map(|cell| cell.id.0.as_str()).collect();
+    assert!(ids[0].starts_with("m-int4-fused-c-t2-experts-b1-"), "{}", ids[0]);
+    assert!(ids[7].starts_with("m-int4-fused-c-t2-experts-mb1-guess2-disk-b1-"), "{}", ids[7]);
+    // What is the default is not written, so that cells of older files are what they were.
+    assert_eq!(serde_json::to_string(&matrix.cells[0].memory).unwrap(), r#"{"residency":"experts"}"#);
+    assert_eq!(matrix.cells[0].id, load_text(&text(pack.path(), "  residency: experts\n")).unwrap().cells[0].id);
+}
+
+#[test]
+fn conflicts_of_pipeline_axes_are_named() {
+    let (folder, pack) = (tempfile::tempdir().unwrap(), pack());
+    let wrong = |folder: &Path, axes: &str| error(&text(folder, axes));
+    let message = wrong(folder.path(), "  micro_batch: 1\n");
+    assert!(message.contains("b.yaml:13:16: the `micro_batch` 1 is for a pack"), "{message}");
+    let message = wrong(folder.path(), "  offload: disk\n");
+    assert!(message.contains("b.yaml:13:12: `offload: disk` is for a pack"), "{message}");
+    let message = wrong(pack.path(), "  micro_batch: [none, 4]\n");
+    assert!(message.contains("the `micro_batch` 4 is larger than the `batch` 1"), "{message}");
+    let message = wrong(pack.path(), "  residency: [stream, experts]\n  guess: 2\n");
+    assert!(message.contains("the `guess` 2 is for the residency `experts`, and a cell has `stream`"), "{message}");
+    let message = wrong(pack.path(), "  guess: 1\n");
+    assert!(message.contains("and a cell has `none`"), "{message}");
+    let message = wrong(pack.path(), "  micro_batch: 0\n  guess: many\n  offload: memory\n");
+    assert!(message.contains("`micro_batch` is `0`; it is `none` or a whole number from 1"), "{message}");
+    assert!(message.contains("`guess` is `many`; it is `0` or a whole number from 1"), "{message}");
+    assert!(message.contains("unknown offload `memory`"), "{message}");
+}
+
+#[test]
+fn caches_wait_where_the_file_says() {
+    let pack = pack();
+    let axes = format!("  offload: [none, disk]\noffload_dir: '{}'\n", pack.path().display());
+    let cells = load_text(&text(pack.path(), &axes)).unwrap().cells;
+    let folders: Vec<_> = cells.iter().map(|cell| cell.offload_dir.as_deref()).collect();
+    assert_eq!(folders, [None, Some(pack.path())]);
+    let message = error(&text(pack.path(), "  offload: disk\noffload_dir: nowhere\n"));
+    assert!(message.contains("nowhere` is no folder"), "{message}");
+}

@@ -1,7 +1,7 @@
 //! Identity and settings: the columns that every row fills.
 
 use super::{Column, Group, Kind, Row, SCHEMA_VERSION, Source, fact_column, unit_of};
-use crate::cell::{Category, PromptSource};
+use crate::cell::{Category, PromptSource, Residency};
 use crate::metrics;
 use crate::results::Value;
 
@@ -104,6 +104,27 @@ fn settings() -> Vec<Column> {
             Kind::Integer,
             "What the kernel lets the process hold, page cache included and without swap; empty without a limit.",
             |row| Some(row.outcome.cell.memory.limit_bytes?.into()),
+        ),
+        column(
+            "micro_batch",
+            Kind::Integer,
+            "Sequences that go through a layer of a pack together, before the next layer's weights are read; empty where the graph runs in one piece.",
+            |row| row.outcome.cell.memory.micro_batch.map(Value::from),
+        ),
+        column(
+            "offload",
+            Kind::Text,
+            "`disk` where key/value caches wait on disk while other layers run; empty where they stay in memory.",
+            |row| row.outcome.cell.memory.offload.then(|| "disk".into()),
+        ),
+        column(
+            "guess",
+            Kind::Integer,
+            "Experts of the next layer that are read on a guess, of a cell with the residency `experts`; empty elsewhere.",
+            |row| {
+                let memory = row.outcome.cell.memory;
+                (memory.residency == Some(Residency::Experts)).then(|| memory.guess.into())
+            },
         ),
         column("batch", Kind::Integer, "Sequences in one batch.", |row| Some(row.outcome.cell.workload.batch.into())),
         column(
