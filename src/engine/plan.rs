@@ -46,8 +46,8 @@ pub struct Plan {
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
-    /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider could
-    /// take them where they are. Packs of the form `inputs` only.
+    /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider
+    /// could take them where they are. Packs of the form `inputs` only.
     pub copies_weights: bool,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,
