@@ -46,8 +46,8 @@ pub struct Plan {
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
-    /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider could
-    /// take them where they are. Packs of the form `inputs` only.
+    /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider
+    /// could take them where they are. Packs of the form `inputs` only.
     pub copies_weights: bool,
     /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
     /// packs with experts on demand.

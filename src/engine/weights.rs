@@ -57,8 +57,8 @@ impl Weights {
         Ok(Some(Self { store, residency, budget: plan.budget, guess: plan.guess }))
     }
 
-    /// Refuses a provider that could not run the pack's operators, which this program computes on the CPU: the row would
-    /// bear the name of a provider that did next to nothing.
+    /// Refuses a provider that could not run the pack's operators, which this program computes on the CPU: the row
+    /// would bear the name of a provider that did next to nothing.
     ///
     /// # Errors
     /// A pack of operators on another provider.

@@ -94,8 +94,8 @@ impl Bindings {
         Ok(())
     }
 
-    /// Notes what a part made in the run that has just ended. Its binding holds nothing of that any more, nor of what it
-    /// took: memory goes back with the last that is handed over.
+    /// Notes what a part made in the run that has just ended. Its binding holds nothing of that any more, nor of what
+    /// it took: memory goes back with the last that is handed over.
     pub(super) fn collect(&mut self, part: usize) -> Result<()> {
         let binding = &self.parts[part];
         if !binding.made.is_empty() {

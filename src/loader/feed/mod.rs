@@ -1,7 +1,7 @@
 //! Weights on their way into the inputs of a graph's parts, for packs of [`Form::Inputs`].
 //!
-//! `lend.rs` hands out the pager's own memory, for providers that compute in the host's; `ahead.rs` copies the weights of
-//! the next part to a device while a part computes.
+//! `lend.rs` hands out the pager's own memory, for providers that compute in the host's; `ahead.rs` copies the weights
+//! of the next part to a device while a part computes.
 
 mod ahead;
 mod lend;
