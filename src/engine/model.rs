@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use crate::cell::{Backend, Flavour};
+use crate::cell::{Backend, Flavour, Residency};
 use crate::engine::feed::{self, Feed};
 use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
@@ -17,6 +17,9 @@ use crate::loader::spill::Spill;
 use crate::package::shards::{ALIGNMENT, Form};
 use crate::package::{CacheUpdate, Dim, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::{PartWeights, Placement, Runtime, Session, SessionOptions, providers};
+
+/// What a session's arena holds beside activations, roughly.
+const SESSION_BYTES: u64 = 2 << 20;
 
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
 #[derive(Debug)]
@@ -80,7 +83,11 @@ impl Model {
             let message = format!("{padding:?} padding does not work with a {} graph", package.manifest.flavour);
             return Err(Error::unsupported(message.to_lowercase()));
         }
-        let options = SessionOptions { threads: plan.threads, config: plan.session_config.clone() };
+        let mut options = SessionOptions { threads: plan.threads, config: plan.session_config.clone() };
+        if matches!(plan.residency, Some(Residency::Stream | Residency::Experts)) {
+            // Threads that spin between operators take the cores that the readers of records need.
+            options.config.entry("session.intra_op.allow_spinning".to_owned()).or_insert_with(|| "0".to_owned());
+        }
         let weights = Weights::of(package, plan)?;
         if let Some(weights) = &weights {
             weights.expect_form(backend.provider)?;
@@ -121,6 +128,9 @@ impl Model {
             manifest: package.manifest.clone(),
         };
         let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
+        // A session's arena keeps what it rounded up; logits stand in a buffer, in the arena, and gathered.
+        let sessions = model.parts.len() as u64 * SESSION_BYTES;
+        let logits = 3 * u64::from(plan.sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
         let mut reserve = cache;
         if plan.offload.is_some() {
             // The part that runs, the next one, and the one on its way out.
@@ -130,7 +140,7 @@ impl Model {
         if let Some(weights) = &model.weights {
             // Last, when everything else that the process holds shows.
             let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences));
-            weights.bring_in(reserve, u64::from(together) * u64::from(plan.tokens))?;
+            weights.bring_in(reserve + sessions + logits, u64::from(together) * u64::from(plan.tokens))?;
             model.feed = Feed::of(runtime, backend, plan, weights)?;
         }
         Ok(model)

@@ -13,7 +13,7 @@ use crate::package::shards::{Form, Record, ShardIndex, What};
 use crate::runtime::{custom, providers};
 
 /// What a process allocates beside weights, caches and activations, on top of what shows after loading.
-const ALLOWANCE: u64 = 64 << 20;
+const ALLOWANCE: u64 = 96 << 20;
 
 /// Tensors as wide as a layer's widest product that are alive at once, ONNX Runtime's rounding up of its arena included.
 const WIDE_TENSORS: u64 = 4;

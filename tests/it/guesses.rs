@@ -156,7 +156,8 @@ fn a_right_guess_is_a_hit() {
         assert_eq!((before.guessed, before.guessed_right), (2, 0), "{model}");
         mix(1, &mut out);
         let after = pager.statistics();
-        assert_eq!((after.guessed, after.guessed_right), (2, 2), "{model}");
+        // The second mixture guesses for the third.
+        assert!(after.guessed >= 2 && after.guessed_right == 2, "{model}: {after:?}");
         assert_eq!((after.experts_wanted, after.experts_hit), (4, 2), "{model}");
     }
 }

@@ -30,7 +30,8 @@ gguf() {
     [ -f "$out/$1.gguf" ] || "$llama/bin/python" "$here/llama.py" write "export_scripts/configs/$1.json" "$out/$1.gguf"
 }
 
-for shape in "${@:-dense qwen3-coder-30b-a3b glm-4.7-flash}"; do
+[ $# -gt 0 ] || set -- dense qwen3-coder-30b-a3b glm-4.7-flash
+for shape in "$@"; do
     case $shape in
     dense)
         make $shapes/qwen3-4b/int4-fused-pack/manifest.json $shapes/qwen3-4b/int4-fused-mapped/manifest.json

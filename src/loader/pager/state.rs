@@ -93,6 +93,12 @@ pub(super) struct State {
     at: usize,
     /// Whether segments are gone through several times, in this pass and the one before.
     repeats: [bool; 2],
+    /// The layer whose experts were asked for last.
+    asked_layer: Option<usize>,
+    /// Whether any layer's were asked for twice in a row: by groups of sequences that take turns.
+    layers_repeat: bool,
+    /// The layer that the next group may ask for.
+    pub(super) repeated_layer: Option<usize>,
     segments: usize,
     /// For each segment whether its records fit beside what is read ahead.
     fits: Vec<bool>,
@@ -175,6 +181,9 @@ impl State {
             evictable: BTreeSet::new(),
             at,
             repeats: [false; 2],
+            asked_layer: None,
+            layers_repeat: false,
+            repeated_layer: None,
             segments: segments.iter().max().map_or(0, |last| last + 1),
             fits: Vec::new(),
             wanted: [BTreeSet::new(), BTreeSet::new()],
@@ -311,6 +320,10 @@ impl State {
             return;
         }
         layers.iter().for_each(|layer| self.policy.requested(*layer));
+        let layer = layers.first().copied();
+        self.layers_repeat |= layer == self.asked_layer;
+        self.asked_layer = layer;
+        self.repeated_layer = layer.filter(|_| self.layers_repeat);
         let entries = &self.entries;
         let asked = |id: &RecordId| layers.contains(&entries[*id].layer);
         self.guesses.retain(|id| !asked(id));

@@ -70,7 +70,11 @@ impl State {
                 let free = || self.evictable.iter().filter(may);
                 // One of the same size leaves a place that fits; the first few ranks are as good as the first one.
                 let same = |(_, id): &&(u64, RecordId)| slot(&self.index.records[*id]) == bytes;
-                free().take(8).find(same).or_else(|| free().next()).map(|(_, id)| *id)
+                // Where groups of sequences ask for a layer one after the other, its experts stay for the next group.
+                let elsewhere = |(_, id): &&(u64, RecordId)| Some(self.entries[*id].layer) != self.repeated_layer;
+                let passing = || free().filter(elsewhere);
+                let found = passing().take(8).find(same).or_else(|| passing().next()).or_else(|| free().next());
+                found.map(|(_, id)| *id)
             }
         };
         // Whoever asked first goes first: what later ones wait for, and have not taken, may have to be read again.
