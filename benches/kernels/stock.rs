@@ -65,5 +65,5 @@ fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
         provider: ProviderKind::Cpu,
         options: [].into(),
     };
-    Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into() })
+    Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into(), arena: true })
 }

@@ -83,7 +83,11 @@ impl Model {
             let message = format!("{padding:?} padding does not work with a {} graph", package.manifest.flavour);
             return Err(Error::unsupported(message.to_lowercase()));
         }
-        let mut options = SessionOptions { threads: plan.threads, config: plan.session_config.clone() };
+        let mut options = SessionOptions {
+            threads: plan.threads,
+            config: plan.session_config.clone(),
+            arena: !plan.cuts_the_graph(),
+        };
         if matches!(plan.residency, Some(Residency::Stream | Residency::Experts)) {
             // Threads that spin between operators take the cores that the readers of records need.
             options.config.entry("session.intra_op.allow_spinning".to_owned()).or_insert_with(|| "0".to_owned());

@@ -22,6 +22,12 @@ const WIDE_TENSORS: u64 = 4;
 /// next one too.
 const MARGIN: u64 = 4 << 20;
 
+/// Experts of a token, as many as today's mixtures choose.
+const ROUTED: u64 = 8;
+
+/// Tokens whose experts' outputs a mixture keeps at once, about.
+const TOGETHER: u64 = 1024;
+
 /// The weights of a pack.
 #[derive(Debug)]
 pub(super) struct Weights {
@@ -97,13 +103,19 @@ impl Weights {
     /// Bytes that activations take while this many tokens go through a layer together: an estimate, which
     /// [`Weights::keep_within_budget`] corrects by what is measured.
     fn activations(&self, tokens: u64) -> u64 {
-        let rows = |record: &Record| match &record.what {
-            What::Matrix { shape } if record.layer.is_some() => shape.rows,
-            What::Expert { gate_up, .. } => gate_up.rows,
+        let floats = |record: &Record| match &record.what {
+            What::Matrix { shape } if record.layer.is_some() => tokens * WIDE_TENSORS * shape.rows as u64,
+            // What each of a token's experts says, twice while it is gathered, and what it says it from.
+            What::Expert { gate_up, down, .. } => {
+                tokens.min(TOGETHER) * ROUTED * (2 * down.rows + gate_up.rows / 2) as u64
+            }
             _ => 0,
         };
-        let widest = self.index().records.iter().map(rows).max().unwrap_or(0);
-        tokens * widest as u64 * size_of::<f32>() as u64 * WIDE_TENSORS
+        let most = |expert: bool| {
+            let of_kind = |record: &&Record| matches!(record.what, What::Expert { .. }) == expert;
+            self.index().records.iter().filter(of_kind).map(floats).max().unwrap_or(0)
+        };
+        (most(false) + most(true)) * size_of::<f32>() as u64
     }
 
     /// Opens the shards. Of the budget, what the process holds by now, `reserve` (caches) and the activations of `tokens`

@@ -9,12 +9,14 @@ cd "$here/../../.."
 out=$1
 shift
 mkdir -p "$out"
-python=.venv/bin/python
+python=$out/llama/bin/python
 shapes=models/packages/full-shape
 llama=$out/llama
 if ! [ -x "$llama/bin/python" ]; then
     python3 -m venv "$llama"
-    "$llama/bin/pip" install --quiet --require-hashes -r "$here/llama-requirements.txt"
+    for needs in llama skew; do
+        "$llama/bin/pip" install --quiet --require-hashes -r "$here/$needs-requirements.txt"
+    done
 fi
 
 # One matrix, or the cells of it that fit the pattern; its folder of results is noted.
@@ -24,7 +26,7 @@ run() {
 # llama.cpp under a limit: tokens drawn, another prompt each request.
 peer() {
     "$llama/bin/python" "$here/llama.py" run "$out/$1.gguf" --memory-limit "$2" --rotate --prompt 16 --generate "$3" \
-        --repetitions 2 --timeout 900 >"$out/$1-$2-$4.json" || true
+        --repetitions 1 --timeout 600 >"$out/$1-$2-$4.json" || true
 }
 gguf() {
     [ -f "$out/$1.gguf" ] || "$llama/bin/python" "$here/llama.py" write "export_scripts/configs/$1.json" "$out/$1.gguf"
@@ -36,27 +38,26 @@ for shape in "$@"; do
     dense)
         make $shapes/qwen3-4b/int4-fused-pack/manifest.json $shapes/qwen3-4b/int4-fused-mapped/manifest.json
         gguf qwen3-4b
-        for round in 1 2; do
-            for limit in 1300MiB 650MiB; do
-                run "$here/dense.yaml" "*$limit*"
-                peer qwen3-4b $limit 17 $round
-            done
+        for limit in 1300MiB 650MiB; do
+            run "$here/dense.yaml" "*$limit*"
+            peer qwen3-4b $limit 9 1
         done
-        run "$here/dense.yaml"
+        # Those without a limit.
+        for cell in '*t2-resident-b*' '*t2-mapped-b*' '*cpu-t2-b*'; do
+            run "$here/dense.yaml" "$cell"
+        done
         rm -r $shapes/qwen3-4b/int4-fused-mapped "$out/qwen3-4b.gguf"
         ;;
     *)
         make $shapes/$shape/int4-fused-pack/manifest.json
         # The package is written anew in less than a minute; the disk has no room for all of its forms.
-        rm -r $shapes/$shape/int4-fused
-        $python "$here/skew.py" $shapes/$shape/int4-fused-pack $shapes/$shape/int4-fused-pack-skewed
+        rm -rf $shapes/$shape/int4-fused
+        $python "$here/skew.py" copy $shapes/$shape/int4-fused-pack $shapes/$shape/int4-fused-pack-skewed --spread 1
         gguf $shape
         sed "s/MODEL/$shape/g; s#\.\./\.\./\.\./#$PWD/#" "$here/mixture.yaml" >"$out/$shape.yaml"
-        for round in 1 2; do
-            for limit in 2GiB 4GiB 8GiB; do
-                run "$out/$shape.yaml" "*$limit*"
-                peer $shape $limit 9 $round
-            done
+        for limit in 4GiB 2GiB 8GiB; do
+            run "$out/$shape.yaml" "*$limit*"
+            peer $shape $limit 9 1
         done
         rm -r $shapes/$shape "$out/$shape.gguf"
         ;;
