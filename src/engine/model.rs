@@ -18,9 +18,6 @@ use crate::package::shards::{ALIGNMENT, Form};
 use crate::package::{CacheUpdate, Dim, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::{PartWeights, Placement, Runtime, Session, SessionOptions, providers};
 
-/// What a session's arena holds beside activations, roughly.
-const SESSION_BYTES: u64 = 2 << 20;
-
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
 #[derive(Debug)]
 pub struct Model {
@@ -132,8 +129,7 @@ impl Model {
             manifest: package.manifest.clone(),
         };
         let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
-        // A session's arena keeps what it rounded up; logits stand in a buffer, in the arena, and gathered.
-        let sessions = model.parts.len() as u64 * SESSION_BYTES;
+        // Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
         let logits = 3 * u64::from(plan.sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
         let mut reserve = cache;
         if plan.offload.is_some() {
@@ -144,7 +140,8 @@ impl Model {
         if let Some(weights) = &model.weights {
             // Last, when everything else that the process holds shows.
             let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences));
-            weights.bring_in(reserve + sessions + logits, u64::from(together) * u64::from(plan.tokens))?;
+            let tokens = u64::from(together) * u64::from(plan.tokens);
+            weights.bring_in(reserve + logits, tokens, model.parts.len() as u64)?;
             model.feed = Feed::of(runtime, backend, plan, weights)?;
         }
         Ok(model)
