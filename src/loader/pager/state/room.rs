@@ -70,8 +70,10 @@ impl State {
                 let free = || self.evictable.iter().filter(may);
                 // One of the same size leaves a place that fits; the first few ranks are as good as the first one.
                 let same = |(_, id): &&(u64, RecordId)| slot(&self.index.records[*id]) == bytes;
-                // Where groups of sequences ask for a layer one after the other, its experts stay for the next group.
-                let elsewhere = |(_, id): &&(u64, RecordId)| Some(self.entries[*id].layer) != self.repeated_layer;
+                // Where groups of sequences ask for a layer one after the other, its experts stay for the next group;
+                // wrong guesses, of rank 0, leave wherever they are.
+                let elsewhere =
+                    |(rank, id): &&(u64, RecordId)| *rank == 0 || Some(self.entries[*id].layer) != self.repeated_layer;
                 let passing = || free().filter(elsewhere);
                 let found = passing().take(8).find(same).or_else(|| passing().next()).or_else(|| free().next());
                 found.map(|(_, id)| *id)
