@@ -200,11 +200,11 @@ impl Decoder {
             let hidden = self.groups.iter().map(Group::hidden_bytes).sum();
             self.most_hidden = self.most_hidden.max(hidden);
         }
-        self.groups.iter_mut().try_for_each(|group| group.finish(model, true))?;
+        self.groups.iter_mut().for_each(|group| group.finish(true));
         self.gathered.clear();
         if self.groups.len() > 1 {
             self.groups.iter().for_each(|group| self.gathered.extend_from_slice(group.last_logits()));
         }
-        Ok(())
+        model.keep_within_budget()
     }
 }

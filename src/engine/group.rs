@@ -308,7 +308,8 @@ impl Group {
             }
             self.run_part(model, part, weights.as_ref())?;
         }
-        self.finish(model, keep)
+        self.finish(keep);
+        model.keep_within_budget()
     }
 
     /// The logits of a row after one of the tokens that were wanted, from 0; `scratch` is used where they must be
@@ -420,7 +421,7 @@ impl Group {
 
     /// Ends a run whose parts have all run. Without `keep`, what `append` mode wrote is not taken for the past of the
     /// next run.
-    pub fn finish(&mut self, model: &Model, keep: bool) -> Result<()> {
+    pub fn finish(&mut self, keep: bool) {
         if keep {
             for layer in &mut self.cache {
                 if let Some(back) = &mut layer.back {
@@ -430,7 +431,6 @@ impl Group {
         }
         self.columns += self.new;
         self.convert_logits();
-        model.keep_within_budget()
     }
 
     /// Gathers the last rows as f32 where there is one a row and the graph gives another type or every position.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::cell::{ProviderKind, Residency};
 use crate::engine::plan::Plan;
 use crate::error::{Error, Result};
-use crate::loader::pager::{Options, Pager, PagerFacts, Statistics};
+use crate::loader::pager::{Options, Pager, PagerFacts, ROUTED, Statistics};
 use crate::loader::store::Store;
 use crate::loader::{held, pack};
 use crate::package::Package;
@@ -25,9 +25,6 @@ const MARGIN: u64 = 4 << 20;
 /// What a session holds beside activations, roughly.
 const SESSION_BYTES: u64 = 2 << 20;
 
-/// Experts of a token, as many as today's mixtures choose.
-const ROUTED: u64 = 8;
-
 /// Tokens whose experts' outputs a mixture keeps at once, about.
 const TOGETHER: u64 = 1024;
 
@@ -46,7 +43,7 @@ impl Weights {
     /// # Errors
     /// A damaged index; a residency for a package that is no pack.
     pub fn of(package: &Package, plan: &Plan) -> Result<Option<Self>> {
-        if package.shards()?.is_none() {
+        let Some(index) = package.shards()? else {
             return match plan.residency {
                 None => Ok(None),
                 Some(residency) => Err(Error::new(format!(
@@ -55,8 +52,8 @@ impl Weights {
                 ))
                 .hint("make one with `ortbench pack`, or leave `residency` out")),
             };
-        }
-        let index = pack::open(&package.root)?;
+        };
+        pack::check(&index)?;
         let residency = plan.residency.unwrap_or(Residency::Resident);
         if plan.guess > 0 && residency != Residency::Experts {
             return Err(Error::unsupported(format!("experts are not guessed where weights are `{residency}`"))
@@ -110,7 +107,7 @@ impl Weights {
             What::Matrix { shape } if record.layer.is_some() => tokens * WIDE_TENSORS * shape.rows as u64,
             // What each of a token's experts says, twice while it is gathered, and what it says it from.
             What::Expert { gate_up, down, .. } => {
-                tokens.min(TOGETHER) * ROUTED * (2 * down.rows + gate_up.rows / 2) as u64
+                tokens.min(TOGETHER) * (ROUTED * (2 * down.rows + gate_up.rows / 2)) as u64
             }
             _ => 0,
         };

@@ -30,7 +30,7 @@ mod types;
 mod verify;
 mod write;
 
-pub use open::open;
+pub use open::{check, open};
 pub use verify::{Damage, Verified, verify};
 
 use std::collections::HashMap;

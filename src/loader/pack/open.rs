@@ -19,7 +19,10 @@ pub fn open(folder: &Path) -> Result<ShardIndex> {
 }
 
 /// The same for an index that was read.
-pub(super) fn check(index: &ShardIndex) -> Result<()> {
+///
+/// # Errors
+/// Another layout; a matrix or tensor of another length than its shape asks for.
+pub fn check(index: &ShardIndex) -> Result<()> {
     index.expect_layout(kernels::LAYOUT)?;
     for record in &index.records {
         let bytes = match &record.what {

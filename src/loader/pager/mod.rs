@@ -30,6 +30,7 @@ use crate::package::shards::ShardIndex;
 pub use crate::loader::io::{Direct, Method, Reads};
 pub use eviction::Eviction;
 pub use lease::{Lease, Request};
+pub use plan::ROUTED;
 
 use arena::Arena;
 use contents::Contents;

@@ -12,7 +12,7 @@ use crate::units;
 
 /// Experts of one layer that must fit at once: what the routers of today's mixtures pick for a token, or all of a
 /// layer that has fewer.
-const ROUTED: usize = 8;
+pub const ROUTED: usize = 8;
 
 /// Capacities from which on huge pages are worth the part of one that may be filled beyond the account. They matter to
 /// the disk too: a read into scattered small pages is cut into many (1.2 GB/s instead of 1.9 in one measurement).
