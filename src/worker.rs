@@ -8,6 +8,7 @@ use std::io::Read;
 
 use crate::categories;
 use crate::cell::Status;
+use crate::engine::Plan;
 use crate::error::{Context, Error, Kind, Result};
 use crate::protocol::{Job, Message, PROTOCOL_VERSION, Reporter, Work};
 use crate::runtime::Runtime;
@@ -64,7 +65,11 @@ pub fn run(job: &Job, report: &Reporter) -> Result<bool> {
 
 fn work(job: &Job, report: &Reporter) -> Result<()> {
     report.phase("runtime")?;
-    let runtime = Runtime::load(&job.library)?;
+    let shared_threads = match &job.work {
+        Work::Measure { cell, .. } => Plan::of(cell).shared_threads(),
+        Work::Describe | Work::Ceilings { .. } => None,
+    };
+    let runtime = Runtime::load_sharing(&job.library, shared_threads)?;
     report.fact("runtime_version", runtime.version()?)?;
     report.fact("runtime_build", runtime.build_info())?;
     match &job.work {

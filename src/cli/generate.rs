@@ -105,9 +105,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
     let backend = backend(&args);
     let library = catalog::find(&backend.runtime)?;
-    let runtime = Runtime::load(&library.path)?;
     let threads = args.threads.unwrap_or_else(probe::cpu::default_threads);
-    let loading = Instant::now();
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
     let plan = Plan {
         images: !args.image.is_empty(),
@@ -120,6 +118,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         tokens: (longest + args.max_tokens) as u32,
         ..Plan::with_threads(threads)
     };
+    let runtime = Runtime::load_sharing(&library.path, plan.shared_threads())?;
+    let loading = Instant::now();
     let mut model = Model::load(&runtime, &package, &backend, &plan)?;
     let loaded = loading.elapsed().as_secs_f64();
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use crate::cell::{Backend, Flavour, Residency};
+use crate::cell::{Backend, Flavour};
 use crate::engine::feed::{self, Feed};
 use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
@@ -85,8 +85,7 @@ impl Model {
             config: plan.session_config.clone(),
             arena: !plan.cuts_the_graph(),
         };
-        if matches!(plan.residency, Some(Residency::Stream | Residency::Experts)) {
-            // Threads that spin between operators take the cores that the readers of records need.
+        if !plan.spins() {
             options.config.entry("session.intra_op.allow_spinning".to_owned()).or_insert_with(|| "0".to_owned());
         }
         let weights = Weights::of(package, plan)?;

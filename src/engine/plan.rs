@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cell::{Cell, Residency};
 use crate::package::Padding;
+use crate::runtime::SharedThreads;
 
 /// How present relates to past in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,16 @@ impl Plan {
     /// Whether a pack's graph runs in parts, a layer at a time.
     pub fn cuts_the_graph(&self) -> bool {
         self.micro_batch.is_some() || self.offload.is_some()
+    }
+
+    /// Whether threads may spin between operators: not where they would take the cores that the readers of records need.
+    pub fn spins(&self) -> bool {
+        !matches!(self.residency, Some(Residency::Stream | Residency::Experts))
+    }
+
+    /// The pool that the parts' sessions share, where the graph is cut.
+    pub fn shared_threads(&self) -> Option<SharedThreads> {
+        self.cuts_the_graph().then_some(SharedThreads { threads: self.threads, spin: self.spins() })
     }
 
     /// Defaults with that many threads.

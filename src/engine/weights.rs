@@ -22,8 +22,8 @@ const WIDE_TENSORS: u64 = 4;
 /// next one too.
 const MARGIN: u64 = 4 << 20;
 
-/// What a session holds beside activations, roughly.
-const SESSION_BYTES: u64 = 2 << 20;
+/// What a session comes to hold beside activations, roughly.
+const SESSION_BYTES: u64 = 1 << 20;
 
 /// Tokens whose experts' outputs a mixture keeps at once, about.
 const TOGETHER: u64 = 1024;
@@ -119,8 +119,7 @@ impl Weights {
     }
 
     /// Opens the shards. Of the budget, what the process holds by now, `reserve` (caches) and the activations of `tokens`
-    /// that go through a layer together are not for weights. Each of several sessions keeps about as much as its
-    /// activations once took: 880 MB with 50 sessions, in one measurement.
+    /// that go through a layer together are not for weights.
     ///
     /// # Errors
     /// A budget too small (the least that would work is named), shards that are missing or damaged.
@@ -128,8 +127,7 @@ impl Weights {
         if self.guess > 0 {
             self.store.guess(self.guess)?;
         }
-        let other =
-            held::resident_bytes()? + reserve + ALLOWANCE + sessions * (SESSION_BYTES + self.activations(tokens));
+        let other = held::resident_bytes()? + reserve + ALLOWANCE + sessions * SESSION_BYTES + self.activations(tokens);
         let options = Options {
             capacity: self.budget.map(|budget| budget.saturating_sub(other)),
             ..Options::new(self.residency)

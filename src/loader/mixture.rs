@@ -1,5 +1,7 @@
 //! The routed experts of one layer: who is chosen, and the sum of what they say.
 
+use std::ops::Range;
+
 use super::guess;
 use super::kernels::{self, Share};
 use super::pager::{Lease, RecordId};
@@ -32,6 +34,14 @@ struct Use {
     weight: f32,
 }
 
+/// What experts said, until all have.
+struct Said {
+    /// Those of one arrival stand together, each `[uses, hidden]`.
+    outputs: Vec<Vec<f32>>,
+    /// Of each expert that is asked: which arrival, and where in it.
+    places: Vec<(usize, Range<usize>)>,
+}
+
 impl Mixture {
     /// Experts that are alike, which the caller has checked.
     pub fn new(
@@ -55,7 +65,7 @@ impl Mixture {
     fn mix_part(&self, uses: &[Use], x: &[f32], out: &mut [f32], parallel: &dyn Parallel) -> Result<()> {
         let groups: Vec<&[Use]> = uses.chunk_by(|a, b| a.expert == b.expert).collect();
         let ids: Vec<RecordId> = groups.iter().map(|group| self.ids[group[0].expert]).collect();
-        let mut said: Vec<Vec<f32>> = vec![Vec::new(); groups.len()];
+        let mut said = Said { outputs: Vec::new(), places: vec![(0, 0..0); groups.len()] };
         let mut request = self.bytes.pager()?.request(&ids);
         loop {
             let arrived = request.arrived()?;
@@ -71,8 +81,8 @@ impl Mixture {
         // Sums are taken in the order of the experts' numbers, whatever the order of arrival: the result must not
         // depend on what happened to be in memory.
         out.fill(0.0);
-        for (group, said) in groups.iter().zip(&said) {
-            self.add(group, said, out);
+        for (group, (arrival, range)) in groups.iter().zip(&said.places) {
+            self.add(group, &said.outputs[*arrival][range.clone()], out);
         }
         Ok(())
     }
@@ -91,14 +101,7 @@ impl Mixture {
     }
 
     /// What experts say to the tokens that use them, each `[uses, hidden]`.
-    fn say(
-        &self,
-        groups: &[&[Use]],
-        arrived: &[(usize, Lease)],
-        x: &[f32],
-        said: &mut [Vec<f32>],
-        parallel: &dyn Parallel,
-    ) {
+    fn say(&self, groups: &[&[Use]], arrived: &[(usize, Lease)], x: &[f32], said: &mut Said, parallel: &dyn Parallel) {
         let shape = |place: usize| self.shapes[groups[place][0].expert];
         // Most often all are of one shape; scales of one expert may need four bytes where those of others need two.
         let mut left: Vec<&(usize, Lease)> = arrived.iter().collect();
@@ -113,10 +116,13 @@ impl Mixture {
                 alike.iter().zip(&rows).map(|((_, lease), rows)| Share { record: lease, rows }).collect();
             let mut outputs = vec![0.0; rows.iter().map(Vec::len).sum::<usize>() * self.hidden()];
             kernels::experts(&gate_up, &down, &shares, x, &mut outputs, parallel);
+            let mut start = 0;
             for ((place, _), rows) in alike.iter().zip(&rows) {
-                let later = outputs.split_off(rows.len() * self.hidden());
-                said[*place] = std::mem::replace(&mut outputs, later);
+                let end = start + rows.len() * self.hidden();
+                said.places[*place] = (said.outputs.len(), start..end);
+                start = end;
             }
+            said.outputs.push(outputs);
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ort::environment::Environment;
+use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::logging::LogLevel;
 
 use super::ort_error;
@@ -15,10 +15,21 @@ use crate::error::{Error, Result};
 /// The library that this process loaded. A second one cannot be: `ort` keeps the first and ignores the rest.
 static LOADED: OnceLock<PathBuf> = OnceLock::new();
 
+/// One pool of threads for many sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedThreads {
+    /// Threads, the one that runs included.
+    pub threads: u32,
+    /// Whether they spin for a while when an operator is done.
+    pub spin: bool,
+}
+
 /// A loaded ONNX Runtime.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     pub(super) environment: Environment,
+    /// The pool that sessions share, where they do.
+    pub(super) shared: Option<SharedThreads>,
     library: PathBuf,
 }
 
@@ -28,6 +39,15 @@ impl Runtime {
     /// # Errors
     /// A file that is no library, lacks a dependency, is too old, or another one than this process already holds.
     pub fn load(library: &Path) -> Result<Self> {
+        Self::load_sharing(library, None)
+    }
+
+    /// As [`Runtime::load`], for a graph that is cut into many sessions, which run in turns: with one pool for all that
+    /// want as many threads, and a heap that keeps nothing large.
+    ///
+    /// # Errors
+    /// As [`Runtime::load`].
+    pub fn load_sharing(library: &Path, shared: Option<SharedThreads>) -> Result<Self> {
         let failed = || format!("cannot load ONNX Runtime from `{}`", library.display());
         if !library.is_absolute() || !library.is_file() {
             return Err(Error::environment(failed())
@@ -46,13 +66,20 @@ impl Runtime {
                 .because(std::io::Error::other(cause))
                 .hint("run `ortbench doctor` to see what the library lacks")
         })?;
-        let environment = builder
-            .with_name("ortbench")
-            .with_telemetry(false)
-            .build()
-            .map_err(|error| ort_error("cannot create ONNX Runtime's environment", error))?;
+        let failed = |error| ort_error("cannot create ONNX Runtime's environment", error);
+        let mut builder = builder.with_name("ortbench").with_telemetry(false);
+        if let Some(shared) = shared {
+            super::heap::return_large_blocks();
+            let pool = GlobalThreadPoolOptions::default()
+                .with_intra_threads(shared.threads as usize)
+                .and_then(|pool| pool.with_inter_threads(1))
+                .and_then(|pool| pool.with_spin_control(shared.spin))
+                .map_err(failed)?;
+            builder = builder.with_global_thread_pool(pool);
+        }
+        let environment = builder.build().map_err(failed)?;
         environment.set_log_level(LogLevel::Warning);
-        Ok(Self { environment, library: library.to_owned() })
+        Ok(Self { environment, shared, library: library.to_owned() })
     }
 
     /// The file that was loaded.

@@ -13,6 +13,7 @@ pub mod custom;
 pub mod device;
 mod fetch;
 mod handed;
+mod heap;
 mod library;
 mod operators;
 mod placement;
@@ -23,7 +24,7 @@ mod weights;
 
 pub use bindings::Bindings;
 pub use buffers::{BufferId, Element, Memory, Region};
-pub use library::Runtime;
+pub use library::{Runtime, SharedThreads};
 pub use placement::Placement;
 pub use session::{Session, SessionOptions};
 pub use weights::{Lent, PartWeights, WeightInput};

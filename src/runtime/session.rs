@@ -175,6 +175,9 @@ pub(super) fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<Ses
         .and_then(|builder| builder.with_memory_pattern(options.arena))
         .and_then(|builder| builder.with_config_entry("session.record_ep_graph_assignment_info", "1"))
         .map_err(|error| failed(error.into()))?;
+    if runtime.shared.is_some_and(|shared| shared.threads != options.threads) {
+        builder = builder.with_independent_thread_pool().map_err(|error| failed(error.into()))?;
+    }
     for (key, value) in &options.config {
         builder = builder.with_config_entry(key, value).map_err(|error| failed(error.into()))?;
     }
