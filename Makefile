@@ -17,6 +17,9 @@ TINY_PACKAGES := $(foreach precision,fp32 fp16 int8 int4,$(precision)-fused $(pr
 TINY_NAMES := $(TINY) $(patsubst %,%-absorbed,$(filter glm4%,$(TINY)))
 TINY_MANIFESTS := $(foreach name,$(TINY_NAMES),$(TINY_PACKAGES:%=$(PACKAGES)/$(name)/%/manifest.json))
 
+# Random weights enough that a budget below them makes packs evict, for tests; written in a second.
+STREAMED_MANIFESTS := $(PACKAGES)/streamed/dense/int4-fused/manifest.json $(PACKAGES)/streamed/moe/int4-fused/manifest.json
+
 # The reference models at full size, with random weights: 43 GB in all. Those of 30 billion weights in one flavour.
 FULL_SHAPE := $(foreach name,qwen3-4b qwen3-vl-2b,$(name)/int4-fused $(name)/int4-plain) \
 	qwen3-coder-30b-a3b/int4-fused glm-4.7-flash/int4-fused
@@ -61,7 +64,7 @@ lint: $(VENV_STAMP)
 	$(VENV)/bin/ruff check export_scripts
 
 # The integration tests run real models on both runtimes; the debug program that they run places them.
-test-rust: packages ## Rust's unit and integration tests
+test-rust: packages $(STREAMED_MANIFESTS) ## Rust's unit and integration tests
 	$(CARGO) build --locked
 	@PYTHON=$(VENV)/bin/python target/debug/ortbench runtime install cpu openvino
 	$(CARGO) test --locked
@@ -106,7 +109,12 @@ $(PACKAGES)/full-shape/%/manifest.json: | $(VENV_STAMP)
 		--scales fp16 \
 		--precision $(firstword $(subst -, ,$(notdir $*))) --flavour $(lastword $(subst -, ,$(notdir $*)))
 
-# The same with their weights in shards, for less memory than they take; and as ONNX Runtime maps them by itself.
+$(PACKAGES)/streamed/%/int4-fused/manifest.json: export_scripts/configs/streamed-%.json $(VENV_STAMP) $(EXPORTER_SOURCES)
+	@$(EXPORT) --random-weights --config $< --output $(@D) --force --model-id streamed-$* \
+		--precision int4 --flavour fused --scales fp16 --context-length 512
+	@touch $@
+
+# Those of full shape with their weights in shards, for less memory than they take; and as ONNX Runtime maps them by itself.
 $(PACKAGES)/full-shape/%/int4-fused-pack/manifest.json: | build
 	$(MAKE) $(PACKAGES)/full-shape/$*/int4-fused/manifest.json
 	$(BIN) pack $(PACKAGES)/full-shape/$*/int4-fused --output $(@D) --force

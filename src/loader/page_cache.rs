@@ -64,6 +64,16 @@ pub fn cached_bytes(file: &File) -> Result<u64> {
     Ok(cached * page as u64)
 }
 
+/// Whether a file's first page is in the page cache. As [`cached_bytes`], this is true of everything to those who may
+/// not write the file.
+///
+/// # Errors
+/// A file that is empty or cannot be mapped.
+pub fn holds_first_page(file: &File) -> Result<bool> {
+    let page = rustix::param::page_size();
+    Ok(resident_pages(file, 0, page, page)? > 0)
+}
+
 /// Pages of a window of a file that are in memory. Nothing is read: the mapping is only asked about.
 fn resident_pages(file: &File, start: u64, length: usize, page: usize) -> Result<usize> {
     let mut pages = vec![0_u8; length.div_ceil(page)];

@@ -22,6 +22,7 @@ mod packs;
 mod reliability;
 mod sandbox;
 mod scoring;
+mod streamed;
 mod tables;
 mod tasks;
 mod templates;
