@@ -6,6 +6,7 @@ mod common;
 mod disk;
 mod feeding;
 mod memory;
+mod power;
 mod speed;
 mod streaming;
 mod throughput;
@@ -60,5 +61,6 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Throughput => &throughput::Throughput,
         Category::Memory => &memory::Memory,
         Category::Accuracy => &accuracy::Accuracy,
+        Category::Power => &power::Power,
     }
 }

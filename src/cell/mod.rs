@@ -54,9 +54,11 @@ pub(crate) use named_enum;
 
 mod accuracy;
 mod memory;
+mod power;
 
 pub use accuracy::{AccuracyPlan, FidelityPlan, Scoring, TaskRef, TaskSource};
 pub use memory::{MemoryAmount, MemoryPlan};
+pub use power::{PowerPlan, PowerSource};
 
 named_enum! {
     /// What the weights of the matrix products are stored in.
@@ -94,7 +96,13 @@ named_enum! {
 
 named_enum! {
     /// A category of measurement, each run in a fresh process.
-    Category { Speed => "speed", Throughput => "throughput", Memory => "memory", Accuracy => "accuracy" }
+    Category {
+        Speed => "speed",
+        Throughput => "throughput",
+        Memory => "memory",
+        Accuracy => "accuracy",
+        Power => "power",
+    }
 }
 
 /// Element types of inputs and outputs.
@@ -332,4 +340,7 @@ pub struct Cell {
     /// What the category `accuracy` does; `None` where it is not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Box<AccuracyPlan>>,
+    /// What the category `power` does; `None` where it is not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<Box<PowerPlan>>,
 }

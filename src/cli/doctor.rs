@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cell::PowerSource;
 use crate::cli::doctor_gpu as gpu;
 use crate::error::{Context, Error, Result};
 use crate::orchestrator::memory_group::MemoryGroup;
 use crate::probe;
+use crate::probe::power::Place;
+use crate::probe::power::registry::{self, Missing};
 use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
 use crate::runtime::catalog::{self, PINS};
 use crate::units;
@@ -60,7 +63,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut findings = runtimes()?;
     let can_run = findings.iter().any(|finding| finding.ok);
     findings.extend(gpu::findings(Path::new("/")));
-    findings.extend(power(Path::new("/")));
+    // Of several GPUs the first stands for all.
+    findings.extend(power(&Place { gpu: Some(0), ..Place::here() }));
     findings.extend(memory());
     findings.extend(disk());
     findings.extend(tools());
@@ -157,23 +161,19 @@ fn describe(library: &Path) -> Result<String> {
     providers.ok_or_else(|| Error::environment(failed()))
 }
 
-/// Energy counters of the processor.
-fn power(root: &Path) -> Vec<Finding> {
-    let counter = root.join("sys/class/powercap/intel-rapl:0/energy_uj");
-    let name = "RAPL energy counters";
-    if !counter.exists() {
-        let detail = "this machine shows none (virtual machines rarely do)";
-        return vec![Finding::lack("power", name, detail, "measure energy on a machine with /sys/class/powercap")];
-    }
-    vec![match std::fs::read_to_string(&counter) {
-        Ok(_) => Finding::good("power", name, "readable"),
-        Err(error) => Finding::lack(
-            "power",
-            name,
-            format!("`{}` is not readable ({error})", counter.display()),
-            "allow it: sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj (a udev rule keeps it so)",
-        ),
-    }]
+/// Meters of energy, and why the others do not serve. Of sources that are not there at all one line is enough where
+/// another serves.
+fn power(place: &Place) -> Vec<Finding> {
+    let survey = registry::survey(place);
+    let serves = survey.iter().any(|(_, found)| found.is_ok());
+    let finding = |(source, found): (PowerSource, Result<Vec<String>, Missing>)| match found {
+        Ok(domains) => Some(Finding::good("power", source.name(), domains.join(", "))),
+        Err(missing) if missing.present || !serves => {
+            Some(Finding::lack("power", source.name(), missing.reason, missing.remedy))
+        }
+        Err(_) => None,
+    };
+    survey.into_iter().filter_map(finding).collect()
 }
 
 fn memory() -> Vec<Finding> {
@@ -261,12 +261,20 @@ mod tests {
     }
 
     #[test]
-    fn power_is_read_from_a_tree() {
+    fn meters_are_listed_and_what_is_missing() {
         let root = tempfile::tempdir().unwrap();
-        assert!(!power(root.path())[0].ok);
-        let zone = root.path().join("sys/class/powercap/intel-rapl:0");
+        let place = Place { sysfs: root.path().to_owned(), rails: Vec::new(), gpu: None };
+        let findings = power(&place);
+        assert!(findings.iter().all(|finding| !finding.ok && finding.remedy.is_some()), "{findings:?}");
+        assert!(findings.iter().any(|finding| finding.name == "battery"), "{findings:?}");
+        let zone = root.path().join("class/powercap/intel-rapl:0");
         std::fs::create_dir_all(&zone).unwrap();
+        std::fs::write(zone.join("name"), "package-0\n").unwrap();
         std::fs::write(zone.join("energy_uj"), "1\n").unwrap();
-        assert!(power(root.path())[0].ok);
+        let names: Vec<_> = power(&place).into_iter().map(|finding| (finding.name, finding.detail)).collect();
+        assert_eq!(names, [("rapl".to_owned(), "package-0".to_owned())]);
+        std::fs::write(zone.join("energy_uj"), "one\n").unwrap();
+        let broken = &power(&place)[0];
+        assert!(!broken.ok && broken.detail.contains("holds `one`"), "{broken:?}");
     }
 }

@@ -152,9 +152,15 @@ pub enum FidelitySource {
     RandomTokens { seed: u64 },
 }
 
-/// The categories of a file that names none. What accuracy means, only its section can say.
-pub fn default_categories(has_accuracy: bool) -> Vec<Category> {
-    Category::ALL.iter().copied().filter(|category| *category != Category::Accuracy || has_accuracy).collect()
+/// The categories of a file that names none. What accuracy means, only its section can say; and power, which takes its
+/// time and a meter that few machines have, is asked for by its own.
+pub fn default_categories(has_accuracy: bool, has_power: bool) -> Vec<Category> {
+    let asked = |category: &Category| match category {
+        Category::Accuracy => has_accuracy,
+        Category::Power => has_power,
+        _ => true,
+    };
+    Category::ALL.iter().copied().filter(asked).collect()
 }
 
 impl Checker<'_> {

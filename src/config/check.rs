@@ -10,7 +10,8 @@ use super::file::{AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, Mo
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{
-    Backend, Category, Flavour, ImageSize, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef,
+    Backend, Category, Flavour, ImageSize, MeasurementPlan, PowerPlan, Precision, PromptSource, ProviderKind,
+    RuntimeRef,
 };
 use crate::yaml::suggest;
 
@@ -28,6 +29,7 @@ pub struct Checked {
     pub matrix: Axes,
     pub categories: Vec<Category>,
     pub accuracy: Option<Accuracy>,
+    pub power: PowerPlan,
     pub prompt: PromptSource,
     pub measurement: MeasurementPlan,
     pub strict_placement: bool,
@@ -128,6 +130,7 @@ impl Checker<'_> {
         self.unique(file.models.value.iter().map(|entry| &entry.name), "model");
         self.unique(file.backends.value.iter().map(|entry| &entry.name), "backend");
 
+        let measurement = self.measurement(file.measurement.as_ref().unwrap_or(&MeasurementEntry::default()));
         let mut matrix = self.axes(&file.matrix.value, "matrix");
         for axis in Axis::ALL.into_iter().filter(|axis| file.matrix.value.on(*axis).is_none()) {
             match axis.default_values() {
@@ -144,11 +147,12 @@ impl Checker<'_> {
             matrix,
             categories: match &file.categories {
                 Some(axis) => self.categories(axis),
-                None => accuracy::default_categories(self.has_accuracy),
+                None => accuracy::default_categories(self.has_accuracy, file.power.is_some()),
             },
             accuracy: self.accuracy(file.accuracy.as_ref(), file.accuracy_floor.as_ref()),
             prompt: self.prompt(file.prompt.as_ref()),
-            measurement: self.measurement(file.measurement.as_ref().unwrap_or(&MeasurementEntry::default())),
+            power: self.power(file.power.as_ref(), &measurement),
+            measurement,
             strict_placement: file.strict_placement.unwrap_or(false),
             offload_dir: self.offload_dir(file.offload_dir.as_ref()),
             exclude: file

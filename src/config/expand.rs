@@ -7,7 +7,7 @@ use super::axes::{Axis, Point};
 use super::check::{Checked, Model};
 use super::problem::Problem;
 use super::{memory, paths, plans};
-use crate::cell::{Cell, CellId, MemoryAmount, MemoryPlan, ModelRef, Workload};
+use crate::cell::{Category, Cell, CellId, MemoryAmount, MemoryPlan, ModelRef, Workload};
 use crate::digest;
 
 /// More cells than anybody runs: a slip in an axis.
@@ -118,6 +118,7 @@ impl Checked {
             memory: MemoryPlan::default(),
             offload_dir: self.offload_dir.clone().filter(|_| point.on(Axis::Offload) != 0),
             accuracy: None,
+            power: None,
         };
         // Later rules win.
         for rule in self.overrides.iter().filter(|rule| rule.when.matches(point)) {
@@ -132,6 +133,7 @@ impl Checked {
                 cell.categories.clone_from(categories);
             }
         }
+        cell.power = cell.categories.contains(&Category::Power).then(|| Box::new(self.power.clone()));
         cell
     }
 }

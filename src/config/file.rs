@@ -8,6 +8,7 @@ use serde_yaml::Spanned;
 
 use super::accuracy::AccuracyEntry;
 use super::axes::Axis;
+use super::power::PowerEntry;
 use super::problem::Problem;
 use crate::yaml;
 
@@ -26,6 +27,7 @@ pub struct File {
     pub categories: Option<Spanned<AxisEntry>>,
     pub accuracy: Option<Spanned<AccuracyEntry>>,
     pub accuracy_floor: Option<Spanned<String>>,
+    pub power: Option<Spanned<PowerEntry>>,
     pub prompt: Option<PromptEntry>,
     pub measurement: Option<MeasurementEntry>,
     pub strict_placement: Option<bool>,

@@ -10,6 +10,7 @@ mod file;
 mod memory;
 mod paths;
 mod plans;
+mod power;
 mod preflight;
 mod problem;
 mod schema;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::axes::{Axis, Values};
+use super::power;
 use crate::cell::{Category, Flavour, Precision, ProviderKind, Scoring};
 
 /// A value or a list of such values.
@@ -94,6 +95,24 @@ fn accuracy(axes: &Value) -> Value {
     )
 }
 
+fn power() -> Value {
+    let seconds =
+        |minimum: f64, description: &str| json!({"type": "number", "minimum": minimum, "description": description});
+    object(
+        "How energy is measured for the category `power` (docs/power.md).",
+        &[],
+        json!({
+            "source": {"enum": power::sources(), "description": "Where the figures come from. Default `auto`: the best that the machine has, and the estimate where it has none and a wattage is stated."},
+            "rails": {"type": "array", "uniqueItems": true, "description": "Of `source: hwmon`: the sensors that are added up.", "items": {"type": "string", "pattern": "/", "description": "As `driver/label`."}},
+            "estimate_watts_per_cpu": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000, "description": "Watts of one busy logical processor. Where no meter serves, figures are estimated from it, in columns of their own."},
+            "idle_seconds": seconds(power::MIN_IDLE_SECONDS, "Seconds over which idle power is measured before each block. Default 5 (quick: 1)."),
+            "blocks": {"type": "integer", "minimum": 1, "description": "Blocks of prefill and of decode. Default 5 (quick: 3)."},
+            "min_block_seconds": seconds(0.1, "The shortest block; a slow meter makes it longer. Default 1 (quick: 0.5)."),
+            "max_block_seconds": seconds(0.1, "The longest that a slow meter may make a block; a cell that would need longer ones is `invalid`. Default 60."),
+        }),
+    )
+}
+
 /// The schema (draft 2020-12).
 pub fn schema() -> Value {
     let precision = json!({"enum": Precision::NAMES});
@@ -105,7 +124,7 @@ pub fn schema() -> Value {
         json!({"type": "string", "description": "Why these cells are left out; `ortbench plan` shows it."});
     let categories = axis(
         json!({"enum": Category::NAMES}),
-        "What is measured, each in a fresh process. Default: all; `accuracy` only where the file has the section of that name.",
+        "What is measured, each in a fresh process. Default: all; `accuracy` and `power` only where the file has the section of that name.",
     );
     let measurement = json!({
         "warmup": {"type": "integer", "minimum": 0, "description": "Unmeasured runs before the first measured one. Default 1."},
@@ -146,6 +165,7 @@ pub fn schema() -> Value {
             "categories": categories,
             "accuracy": accuracy(&axes),
             "accuracy_floor": {"type": "string", "pattern": "^\\s*[0-9.eE+-]+\\s+of\\s+reference\\s*$", "description": "The share of its reference's score that each of a cell's tasks must keep, as `0.99 of reference`."},
+            "power": power(),
             "prompt": object("Where prompts come from; one of the two. Default: random tokens of seed 0.", &[], json!({
                 "random_tokens": object("Uniform token ids.", &[], json!({"seed": {"type": "integer", "minimum": 0}})),
                 "text_file": {"type": "string", "description": "A UTF-8 text, tokenized and cut or repeated to length."},

@@ -206,3 +206,4 @@ fn words_keep_their_spelling() {
 }
 
 mod memory;
+mod power;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::ArrayView2;
 
-use crate::engine::group::{Group, Visit};
+use crate::engine::group::{Group, Mark, Visit};
 use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
@@ -27,6 +27,10 @@ pub struct Decoder {
     /// The most bytes of hidden states in memory after a turn.
     most_hidden: usize,
 }
+
+/// Where a batch was, to come back to.
+#[derive(Debug)]
+pub struct Checkpoint(Vec<Mark>);
 
 impl Decoder {
     /// Allocates for `batch` sequences of at most `capacity` tokens (prompt and generated).
@@ -134,6 +138,17 @@ impl Decoder {
         assert_eq!(self.batch, 1, "kernels append several tokens to one row only");
         self.groups[0].begin_tokens(model, &[tokens], &[tail])?;
         self.run(model)
+    }
+
+    /// Remembers where the batch is; `None` where its caches wait on disk. Where steps make the caches anew (`append`
+    /// mode), they are copied.
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        self.groups.iter().map(Group::checkpoint).collect::<Option<_>>().map(Checkpoint)
+    }
+
+    /// Goes back to where the batch was; the logits stay those of the last run.
+    pub fn rewind(&mut self, checkpoint: &Checkpoint) {
+        self.groups.iter_mut().zip(&checkpoint.0).for_each(|(group, mark)| group.rewind(mark));
     }
 
     /// Forgets all but the first tokens of the one row of a batch of one, whose cache is kept in place.

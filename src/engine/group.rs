@@ -65,7 +65,7 @@ pub(super) type Visit<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
 
 /// Where a batch was, to come back to.
 #[derive(Debug)]
-struct Mark {
+pub(super) struct Mark {
     columns: usize,
     lengths: Vec<usize>,
     /// Copies of the caches, where going on overwrites them.
@@ -280,13 +280,22 @@ impl Group {
 
     /// Remembers where the batch is, for [`Group::try_out`] to come back to.
     fn mark(&self, model: &Model) -> Mark {
-        let layers = if self.overwrites(model) { self.cache.as_slice() } else { &[] };
+        self.mark_with(self.overwrites(model))
+    }
+
+    /// Remembers where the batch is, to come back to after steps that are kept; `None` where its cache waits on disk.
+    pub(super) fn checkpoint(&self) -> Option<Mark> {
+        self.offload.is_none().then(|| self.mark_with(self.cache.iter().any(|layer| layer.back.is_some())))
+    }
+
+    fn mark_with(&self, copies: bool) -> Mark {
+        let layers = if copies { self.cache.as_slice() } else { &[] };
         let copies = layers.iter().map(|layer| self.bindings.read::<u8>(layer.front, self.layer_bytes(layer)).to_vec());
         Mark { columns: self.columns, lengths: self.inputs.lengths().to_vec(), copies: copies.collect() }
     }
 
     /// Goes back to where the batch was.
-    fn rewind(&mut self, mark: &Mark) {
+    pub(super) fn rewind(&mut self, mark: &Mark) {
         for (layer, copy) in self.cache.iter().zip(&mark.copies) {
             self.bindings.write::<u8>(layer.front, copy.len()).copy_from_slice(copy);
         }

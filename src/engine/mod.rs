@@ -17,7 +17,7 @@ pub mod scoring;
 mod vision;
 mod weights;
 
-pub use decoder::Decoder;
+pub use decoder::{Checkpoint, Decoder};
 pub use generate::{Ended, Generation, generate};
 pub use model::Model;
 pub use plan::{CacheMode, Plan};

@@ -2,11 +2,13 @@
 
 use Category::{Accuracy, Speed};
 
-use super::{Fact, FactKind};
+use super::{Fact, FactKind, joined, power};
 use crate::cell::Category;
 
 /// Every fact, in the order of their columns.
-pub const FACTS: &[Fact] = &[
+pub const FACTS: &[Fact] = &joined::<_, { GENERAL.len() + power::FACTS.len() }>(GENERAL, power::FACTS);
+
+const GENERAL: &[Fact] = &[
     fact("runtime_version", FactKind::Text, None, "Version of ONNX Runtime that was loaded."),
     fact("runtime_build", FactKind::Text, None, "ONNX Runtime's own build description."),
     fact(

@@ -4,11 +4,13 @@
 //! Definitions follow `docs/method.md`. Units stand in the names.
 
 mod facts;
+mod power;
 mod series;
 mod tasks;
 
 pub use facts::{CEILINGS, FACTS, IDENTITY};
-pub use series::{MAY_BE_ZERO, SERIES, is_empty_for};
+pub use power::{depends_on_meter, is_estimate};
+pub use series::{MAY_BE_NEGATIVE, MAY_BE_ZERO, SERIES, is_empty_for};
 pub use tasks::{ITEM_FIGURES, TASK_FIGURES, TaskFigure, find_item_figure, find_task_figure};
 
 use crate::cell::Category;
@@ -69,6 +71,18 @@ pub struct Fact {
     pub description: &'static str,
 }
 
+/// Two parts of a table.
+const fn joined<T: Copy, const N: usize>(first: &[T], second: &[T]) -> [T; N] {
+    assert!(first.len() + second.len() == N);
+    let mut all = [first[0]; N];
+    let mut place = 1;
+    while place < N {
+        all[place] = if place < first.len() { first[place] } else { second[place - first.len()] };
+        place += 1;
+    }
+    all
+}
+
 /// The ceiling of that name.
 pub fn find_ceiling(name: &str) -> Option<&'static Fact> {
     CEILINGS.iter().find(|fact| fact.name == name)
@@ -101,7 +115,7 @@ mod tests {
 
     #[test]
     fn exceptions_name_series_that_exist() {
-        for name in series::exceptions().chain(MAY_BE_ZERO) {
+        for name in series::exceptions().chain(MAY_BE_ZERO).chain(MAY_BE_NEGATIVE) {
             assert!(find_series(name).is_some(), "{name}");
         }
         for name in IDENTITY {

@@ -3,11 +3,13 @@
 use Better::{Higher, Lower, Neither};
 use Category::{Memory, Speed, Throughput};
 
-use super::{Better, Series};
+use super::{Better, Series, joined, power};
 use crate::cell::{Category, Workload};
 
 /// Every series, in the order of their columns.
-pub const SERIES: &[Series] = &[
+pub const SERIES: &[Series] = &joined::<_, { GENERAL.len() + power::SERIES.len() }>(GENERAL, power::SERIES);
+
+const GENERAL: &[Series] = &[
     series(
         "load_seconds",
         "s",
@@ -245,6 +247,16 @@ const NEED_DECODE: &[&str] = &[
     "decode_anonymous_bytes",
     "decode_file_backed_bytes",
     "decode_pss_bytes",
+    "decode_energy_joules_per_token",
+    "decode_energy_above_idle_joules_per_token",
+    "decode_tokens_per_joule",
+    "decode_power_watts",
+    "decode_peak_power_watts",
+    "decode_energy_delay_product_joule_seconds",
+    "estimated_decode_energy_joules_per_token",
+    "estimated_decode_tokens_per_joule",
+    "estimated_decode_power_watts",
+    "estimated_decode_energy_delay_product_joule_seconds",
 ];
 
 /// Series that a cell without an image legitimately leaves empty.
@@ -269,7 +281,13 @@ pub const MAY_BE_ZERO: &[&str] = &[
     "disk_read_bytes",
     // The allocator may place a small cache in pages that are resident already.
     "cache_measured_bytes",
+    "prefill_energy_above_idle_joules_per_token",
+    "decode_energy_above_idle_joules_per_token",
 ];
+
+/// Series in which a negative value can be true: differences of two measurements.
+pub const MAY_BE_NEGATIVE: &[&str] =
+    &["prefill_energy_above_idle_joules_per_token", "decode_energy_above_idle_joules_per_token"];
 
 const fn series(
     name: &'static str,

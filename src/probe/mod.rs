@@ -7,6 +7,7 @@ pub mod disk;
 mod environment;
 pub mod limits;
 pub mod memory;
+pub mod power;
 pub mod sampler;
 pub mod system;
 

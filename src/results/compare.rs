@@ -12,7 +12,7 @@ use crate::stats::{Ratio, Summary, Verdict};
 use crate::units;
 
 /// The series that the table shows, and what people call them. The rest is in `summary.csv`.
-const SHOWN: [(&str, &str); 9] = [
+const SHOWN: [(&str, &str); 13] = [
     ("ttft_seconds", "time to first token"),
     ("vision_seconds", "  vision tower"),
     ("prefill_tokens_per_second", "prefill, tokens/s"),
@@ -22,6 +22,10 @@ const SHOWN: [(&str, &str); 9] = [
     ("load_seconds", "load"),
     ("peak_rss_bytes", "peak resident memory"),
     ("peak_anonymous_bytes", "peak anonymous memory"),
+    ("prefill_energy_joules_per_token", "prefill, J/token"),
+    ("decode_energy_joules_per_token", "decode, J/token"),
+    ("estimated_prefill_energy_joules_per_token", "prefill, J/token, ESTIMATED"),
+    ("estimated_decode_energy_joules_per_token", "decode, J/token, ESTIMATED"),
 ];
 
 const WIDTH: usize = 110;

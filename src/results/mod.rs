@@ -15,6 +15,7 @@ pub mod table;
 pub mod tasks;
 pub mod time;
 pub mod validate;
+mod validate_power;
 pub mod validate_tasks;
 mod value;
 

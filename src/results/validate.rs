@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::cell::{Category, Cell, ProviderKind};
 use crate::metrics::{self, FactKind, SERIES, Series};
 use crate::protocol::FactValue;
-use crate::results::SampleRun;
+use crate::results::{SampleRun, validate_power};
 
 /// A timing must be this many steps of the clock long, so that the clock's step is at most one percent of it.
 const CLOCK_STEPS: f64 = 100.0;
@@ -30,6 +30,9 @@ pub fn check(
         check_present(cell, series, samples)?;
     }
     check_clock(category, facts, samples)?;
+    if category == Category::Power {
+        validate_power::check(cell, facts, samples)?;
+    }
     check_memory_contains_weights(cell, facts, samples)
 }
 
@@ -58,11 +61,12 @@ pub fn check_fact(name: &str, value: &FactValue) -> Result<(), String> {
 fn check_values(run: &SampleRun) -> Result<(), String> {
     let name = run.metric;
     let zero_allowed = metrics::MAY_BE_ZERO.contains(&name);
+    let negative_allowed = metrics::MAY_BE_NEGATIVE.contains(&name);
     for &value in &run.values {
         if !value.is_finite() {
             return Err(format!("`{name}` has a value that is not finite, in repetition {}", run.repetition));
         }
-        if value < 0.0 || (value == 0.0 && !zero_allowed) {
+        if (value < 0.0 && !negative_allowed) || (value == 0.0 && !zero_allowed) {
             return Err(format!("`{name}` has the value {value}, in repetition {}", run.repetition));
         }
     }
@@ -70,7 +74,7 @@ fn check_values(run: &SampleRun) -> Result<(), String> {
 }
 
 fn check_present(cell: &Cell, series: &Series, samples: &[SampleRun]) -> Result<(), String> {
-    let may_lack = metrics::is_empty_for(series.name, &cell.workload);
+    let may_lack = metrics::is_empty_for(series.name, &cell.workload) || metrics::depends_on_meter(series.name);
     let present = samples.iter().any(|run| run.metric == series.name && !run.values.is_empty());
     if present || may_lack { Ok(()) } else { Err(format!("no sample of `{}` was measured", series.name)) }
 }

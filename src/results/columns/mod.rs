@@ -233,7 +233,9 @@ fn unit_of(name: &str) -> &'static str {
     if name.starts_with("kl_divergence_") {
         return NATS;
     }
-    const ENDINGS: [(&str, &str); 11] = [
+    const ENDINGS: [(&str, &str); 13] = [
+        ("_joules_per_token", "J/token"),
+        ("_watts", "W"),
         ("_seconds_per_token", "s/token"),
         ("_bytes_per_token", "bytes/token"),
         ("bytes_read_per_token", "bytes/token"),

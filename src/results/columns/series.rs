@@ -118,7 +118,16 @@ fn name(series: &str, statistic: Statistic) -> String {
     if statistic.is_count() {
         return format!("{series}_{}", statistic.name());
     }
-    const UNITS: [&str; 4] = ["_tokens_per_second", "_per_second", "_seconds", "_bytes"];
+    const UNITS: [&str; 8] = [
+        "_tokens_per_second",
+        "_per_second",
+        "_joule_seconds",
+        "_seconds",
+        "_bytes",
+        "_joules_per_token",
+        "_tokens_per_joule",
+        "_watts",
+    ];
     let (stem, unit) =
         UNITS.iter().find_map(|unit| series.strip_suffix(unit).map(|stem| (stem, *unit))).unwrap_or((series, ""));
     format!("{stem}_{}{unit}", statistic.name())
