@@ -8,7 +8,7 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 
 use super::custom::{self, Failure, Weights};
 use super::operators::Refusal;
-use super::providers::{self, Provider};
+use super::providers::{self, Computes, Provider};
 use super::{Placement, Runtime, ort_error};
 use crate::cell::Backend;
 use crate::error::{Error, Result};
@@ -117,7 +117,7 @@ impl Session {
         };
         let inner = inner.map_err(|error| failure.take().unwrap_or_else(|| refused(runtime, file, name, error)))?;
         let placement = Placement::read(&inner)?;
-        Ok(Self { inner, failure, uses_host_memory: provider.uses_host_memory(), provider: name, placement })
+        Ok(Self { inner, failure, uses_host_memory: provider.computes() == Computes::Host, provider: name, placement })
     }
 
     /// ONNX Runtime's name of the provider that was asked for.
