@@ -59,7 +59,7 @@ impl Finding {
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut findings = runtimes()?;
     let can_run = findings.iter().any(|finding| finding.ok);
-    findings.extend(gpu::findings(Path::new("/")));
+    findings.extend(gpu::findings(Path::new("/"), catalog::folder().ok().as_deref()));
     findings.extend(power(Path::new("/")));
     findings.extend(memory());
     findings.extend(disk());
