@@ -112,6 +112,8 @@ named_enum! {
 pub enum Dtype {
     Float32,
     Float16,
+    #[serde(rename = "bfloat16")]
+    BFloat16,
     Int64,
     Int32,
 }
@@ -119,14 +121,14 @@ pub enum Dtype {
 impl Dtype {
     /// Whether elements are numbers with a fraction.
     pub fn is_float(self) -> bool {
-        matches!(self, Self::Float32 | Self::Float16)
+        matches!(self, Self::Float32 | Self::Float16 | Self::BFloat16)
     }
 
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
             Self::Float32 | Self::Int32 => 4,
-            Self::Float16 => 2,
+            Self::Float16 | Self::BFloat16 => 2,
             Self::Int64 => 8,
         }
     }

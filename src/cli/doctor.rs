@@ -62,7 +62,7 @@ impl Finding {
 pub fn run(args: Args) -> Result<ExitCode> {
     let mut findings = runtimes()?;
     let can_run = findings.iter().any(|finding| finding.ok);
-    findings.extend(gpu::findings(Path::new("/")));
+    findings.extend(gpu::findings(Path::new("/"), catalog::folder().ok().as_deref()));
     // Of several GPUs the first stands for all.
     findings.extend(power(&Place { gpu: Some(0), ..Place::here() }));
     findings.extend(memory());

@@ -142,13 +142,20 @@ impl Decoder {
 
     /// Remembers where the batch is; `None` where its caches wait on disk. Where steps make the caches anew (`append`
     /// mode), they are copied.
-    pub fn checkpoint(&self) -> Option<Checkpoint> {
-        self.groups.iter().map(Group::checkpoint).collect::<Option<_>>().map(Checkpoint)
+    ///
+    /// # Errors
+    /// A copy out of a device's memory that fails.
+    pub fn checkpoint(&self) -> Result<Option<Checkpoint>> {
+        let marks: Option<Vec<_>> = self.groups.iter().map(Group::checkpoint).collect::<Result<_>>()?;
+        Ok(marks.map(Checkpoint))
     }
 
     /// Goes back to where the batch was; the logits stay those of the last run.
-    pub fn rewind(&mut self, checkpoint: &Checkpoint) {
-        self.groups.iter_mut().zip(&checkpoint.0).for_each(|(group, mark)| group.rewind(mark));
+    ///
+    /// # Errors
+    /// A copy into a device's memory that fails.
+    pub fn rewind(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.groups.iter_mut().zip(&checkpoint.0).try_for_each(|(group, mark)| group.rewind(mark))
     }
 
     /// Forgets all but the first tokens of the one row of a batch of one, whose cache is kept in place.

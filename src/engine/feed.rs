@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::loader::feed::{Ahead, Feeder, Lend, SETS, copier, weights_of_parts};
 use crate::package::shards::Form;
 use crate::runtime::device::ProviderMemory;
-use crate::runtime::{PartWeights, Runtime, providers};
+use crate::runtime::providers::{self, Computes};
+use crate::runtime::{PartWeights, Runtime};
 
 /// Brings each part its weights.
 #[derive(Debug)]
@@ -33,12 +34,13 @@ impl Feed {
         let parts = weights_of_parts(weights.index())?;
         let count = parts.len();
         let keeps = weights.residency() == Residency::Resident;
-        let feeder: Box<dyn Feeder> = if plan.copies_weights || !providers::of(backend.provider).uses_host_memory() {
-            let device = ProviderMemory::open(runtime, backend, &copier())?;
-            Box::new(Ahead::new(pager, parts, Box::new(device), if keeps { count } else { SETS })?)
-        } else {
-            Box::new(Lend::new(pager, parts))
-        };
+        let feeder: Box<dyn Feeder> =
+            if plan.copies_weights || providers::of(backend.provider).computes() != Computes::Host {
+                let device = ProviderMemory::open(runtime, backend, &copier())?;
+                Box::new(Ahead::new(pager, parts, Box::new(device), if keeps { count } else { SETS })?)
+            } else {
+                Box::new(Lend::new(pager, parts))
+            };
         Ok(Some(Self { feeder, kept: keeps.then(|| vec![None; count]) }))
     }
 

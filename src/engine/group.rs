@@ -1,7 +1,7 @@
 //! Sequences that run together, with their key/value cache in buffers of our own.
 //!
-//! All memory is allocated before the first run: the cache for its full capacity, and what `inputs.rs` writes. In
-//! `in_place` mode one buffer is bound as past and present and nothing is copied; a step writes the new token ids,
+//! All memory is allocated before the first run: the cache for its full capacity, and what `inputs.rs` writes. Where a
+//! provider computes in a device's memory, the cache is there and stays there (`kept.rs`). In `in_place` mode one buffer is bound as past and present and nothing is copied; a step writes the new token ids,
 //! extends the mask, and runs. In `append` mode two buffers take turns and the provider copies.
 //!
 //! A run is begun, goes through the model's parts, and is finished: `decoder.rs` lets several groups take turns.
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use crate::cell::Dtype;
 use crate::engine::hidden::Hidden;
 use crate::engine::inputs::Inputs;
+use crate::engine::kept::Kept;
 use crate::engine::model::Model;
 use crate::engine::offload::{Extent, Offload, aligned_capacity};
 use crate::engine::plan::CacheMode;
@@ -32,6 +33,8 @@ pub(super) struct Group {
     /// What parts make for later ones, where that waits there too.
     hidden: Option<Hidden>,
     bindings: Bindings,
+    /// Whose memory the cache and the logits are in.
+    kept: Kept,
     batch: usize,
     capacity: usize,
     /// Columns in the cache, padding included.
@@ -119,12 +122,13 @@ impl Group {
             }
         }
         let mut bindings = Bindings::of_parts(model.parts.iter().map(|part| &part.session))?;
+        let kept = Kept::of(model, &mut bindings)?;
         let cells = |batch: usize, capacity: usize| batch * capacity;
         let inputs = Inputs::new(&mut bindings, batch, capacity)?;
         let (vocab, dtype) = (model.manifest().shape.vocab_size as usize, model.ports.logits.dtype);
         let bytes = batch * vocab * dtype.size();
         let logits = Logits {
-            buffer: bindings.allocate(bytes)?,
+            buffer: kept.allocate_answer(&mut bindings, bytes)?,
             bytes,
             dtype,
             vocab,
@@ -136,10 +140,10 @@ impl Group {
         for (past, present) in &model.ports.cache {
             let (heads, width) = cache_dims(past)?;
             let bytes = cells(batch, capacity) * heads * width * past.dtype.size();
-            let front = bindings.allocate(bytes)?;
+            let front = kept.allocate(&mut bindings, bytes)?;
             let back = match model.cache_mode {
                 CacheMode::InPlace => None,
-                CacheMode::Append => Some(bindings.allocate(bytes)?),
+                CacheMode::Append => Some(kept.allocate(&mut bindings, bytes)?),
             };
             cache.push(Layer { past: past.clone(), present: present.clone(), heads, width, front, back });
         }
@@ -150,6 +154,7 @@ impl Group {
         };
         Ok(Self {
             bindings,
+            kept,
             batch,
             capacity,
             columns: 0,
@@ -165,7 +170,8 @@ impl Group {
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.
     pub fn touch_cache(&mut self) {
-        if self.offload.is_some() {
+        // Memory of a device is written when it is allocated.
+        if self.offload.is_some() || self.kept.on_device() {
             return;
         }
         for layer in &self.cache {
@@ -247,7 +253,7 @@ impl Group {
             )
             .hint("keep the caches in memory, or use a graph of the `plain` flavour"));
         }
-        let mark = self.mark(model);
+        let mark = self.mark(model)?;
         let mut scratch = Vec::new();
         if self.batch == 1 || model.extends_batches() {
             let tails: Vec<usize> = rows.iter().map(|tokens| tokens.len()).collect();
@@ -257,8 +263,7 @@ impl Group {
                     visit(row, index, self.tail_logits(row, index, &mut scratch))?;
                 }
             }
-            self.rewind(&mark);
-            return Ok(());
+            return self.rewind(&mark);
         }
         for index in 0..longest {
             // A row that has ended is fed anything: what it leaves behind lies beyond the mark.
@@ -269,8 +274,7 @@ impl Group {
                 visit(row, index, self.tail_logits(row, 0, &mut scratch))?;
             }
         }
-        self.rewind(&mark);
-        Ok(())
+        self.rewind(&mark)
     }
 
     /// Whether tokens that are tried out one by one overwrite the caches before them.
@@ -279,28 +283,33 @@ impl Group {
     }
 
     /// Remembers where the batch is, for [`Group::try_out`] to come back to.
-    fn mark(&self, model: &Model) -> Mark {
+    fn mark(&self, model: &Model) -> Result<Mark> {
         self.mark_with(self.overwrites(model))
     }
 
     /// Remembers where the batch is, to come back to after steps that are kept; `None` where its cache waits on disk.
-    pub(super) fn checkpoint(&self) -> Option<Mark> {
-        self.offload.is_none().then(|| self.mark_with(self.cache.iter().any(|layer| layer.back.is_some())))
+    pub(super) fn checkpoint(&self) -> Result<Option<Mark>> {
+        if self.offload.is_some() {
+            return Ok(None);
+        }
+        self.mark_with(self.cache.iter().any(|layer| layer.back.is_some())).map(Some)
     }
 
-    fn mark_with(&self, copies: bool) -> Mark {
+    fn mark_with(&self, copies: bool) -> Result<Mark> {
         let layers = if copies { self.cache.as_slice() } else { &[] };
-        let copies = layers.iter().map(|layer| self.bindings.read::<u8>(layer.front, self.layer_bytes(layer)).to_vec());
-        Mark { columns: self.columns, lengths: self.inputs.lengths().to_vec(), copies: copies.collect() }
+        let copies = layers.iter().map(|layer| self.kept.save(&self.bindings, layer.front, self.layer_bytes(layer)));
+        let copies = copies.collect::<Result<_>>()?;
+        Ok(Mark { columns: self.columns, lengths: self.inputs.lengths().to_vec(), copies })
     }
 
     /// Goes back to where the batch was.
-    pub(super) fn rewind(&mut self, mark: &Mark) {
+    pub(super) fn rewind(&mut self, mark: &Mark) -> Result<()> {
         for (layer, copy) in self.cache.iter().zip(&mark.copies) {
-            self.bindings.write::<u8>(layer.front, copy.len()).copy_from_slice(copy);
+            self.kept.restore(&mut self.bindings, layer.front, copy)?;
         }
         self.forget(mark.columns);
         self.inputs.rewind(&mark.lengths);
+        Ok(())
     }
 
     /// Bytes of a cache tensor as far as it is filled.
@@ -364,7 +373,7 @@ impl Group {
         logits.positions = if logits.selected { self.inputs.wanted().width() } else { new };
         let bytes = self.batch * logits.positions * logits.vocab * logits.dtype.size();
         if bytes > logits.bytes {
-            logits.buffer = self.bindings.allocate(bytes)?;
+            logits.buffer = self.kept.allocate_answer(&mut self.bindings, bytes)?;
             logits.bytes = bytes;
         }
         Ok(())

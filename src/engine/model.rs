@@ -7,15 +7,18 @@ use crate::cell::{Backend, Flavour};
 use crate::engine::feed::{self, Feed};
 use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
+use crate::engine::placing::Setting;
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::{Features, Vision};
 use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
+use crate::loader::feed::copier;
 use crate::loader::pager::{PagerFacts, Statistics};
 use crate::loader::spill::Spill;
 use crate::package::shards::{ALIGNMENT, Form};
-use crate::package::{CacheUpdate, Dim, Graph, Manifest, Package, Padding, Port, PortRole};
+use crate::package::{Dim, Graph, Manifest, Package, Padding, Port, PortRole};
+use crate::runtime::device::ProviderMemory;
 use crate::runtime::{PartWeights, Placement, Runtime, Session, SessionOptions, providers};
 
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
@@ -33,6 +36,8 @@ pub struct Model {
     vision: Option<Vision>,
     pub(super) ports: Ports,
     pub(super) cache_mode: CacheMode,
+    /// The memory of the provider's device, where caches are kept there.
+    pub(super) device: Option<Arc<Mutex<ProviderMemory>>>,
     pub(super) padding: Padding,
     manifest: Manifest,
 }
@@ -61,11 +66,17 @@ impl Model {
         let graph = package.decoder()?;
         let ports = Ports::of(graph)?;
         let provider = providers::of(backend.provider);
-        let shareable = package.manifest.cache.update == CacheUpdate::InPlaceOrAppend && provider.shares_cache_buffer();
+        let setting = Setting {
+            computes: provider.computes(),
+            shares: provider.shares_cache_buffer(),
+            update: package.manifest.cache.update,
+            on_disk: plan.offload.is_some(),
+            copies: plan.copies_caches,
+        };
+        let places = setting.places();
         let cache_mode = match plan.cache {
-            None if shareable => CacheMode::InPlace,
-            None => CacheMode::Append,
-            Some(CacheMode::InPlace) if !shareable => {
+            None => places.best_mode(),
+            Some(CacheMode::InPlace) if !places.shareable => {
                 let message = format!(
                     "the key/value cache cannot be updated in place by a {} graph on {}",
                     package.manifest.flavour,
@@ -115,8 +126,13 @@ impl Model {
             (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
             (true, None) => return Err(package.takes_no_images()),
         };
+        let device = match places.on_device {
+            true => Some(Arc::new(Mutex::new(ProviderMemory::open(runtime, backend, &copier())?))),
+            false => None,
+        };
         let mut model = Self {
             parts,
+            device,
             feed: None,
             micro_batch: plan.micro_batch.map(|size| size as usize),
             weights,

@@ -50,6 +50,9 @@ pub struct Plan {
     /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider
     /// could take them where they are. Packs of the form `inputs` only.
     pub copies_weights: bool,
+    /// Keep caches and logits in memory of ONNX Runtime's, as devices need, even where the provider could take them in
+    /// the program's own.
+    pub copies_caches: bool,
     /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
     /// packs with experts on demand.
     pub guess: u32,
@@ -103,6 +106,7 @@ impl Plan {
             micro_batch: None,
             offload: None,
             copies_weights: false,
+            copies_caches: false,
             guess: 0,
             sequences: 1,
             tokens: 0,

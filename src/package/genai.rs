@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::onnx::{self, GraphProto, NodeProto, TensorProto};
 use super::*;
-use crate::cell::{Dtype, Flavour, Precision};
+use crate::cell::{Flavour, Precision};
 
 /// The file that marks such a folder.
 pub const CONFIG: &str = "genai_config.json";
@@ -118,7 +118,8 @@ pub(super) fn open(root: &Path) -> Result<Package> {
             embedding: weights.precision,
             lm_head: weights.precision,
             vision: None,
-            activations: if cache_dtype == Dtype::Float16 { Precision::Fp16 } else { Precision::Fp32 },
+            // There is no word for bfloat16 among precisions of weights; what counts here is its size.
+            activations: if cache_dtype.size() == 2 { Precision::Fp16 } else { Precision::Fp32 },
         },
         flavour: if fused { Flavour::Fused } else { Flavour::Plain },
         opsets: opsets.into_iter().map(|set| (set.domain().to_owned(), set.version().max(0) as u32)).collect(),

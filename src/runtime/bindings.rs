@@ -1,6 +1,6 @@
 //! Buffers of our own, bound to the inputs and outputs of sessions.
 //!
-//! A [`Bindings`] owns page-aligned memory and tells ONNX Runtime to read and write it in place. One buffer may be
+//! A [`Bindings`] owns page-aligned memory, and memory of devices, and tells ONNX Runtime to read and write it in place. One buffer may be
 //! bound more than once: as the past and the present of a key/value cache, and to several sessions where a model is
 //! cut into parts. What one part makes for a later one, of shapes that only the run knows, is handed over as ONNX
 //! Runtime allocated it. Raw calls are used because `ort`'s binding wraps every output again on each run (15 µs
@@ -17,7 +17,8 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
-use super::buffers::{BufferId, Element, Memory, Region};
+use super::buffers::{BufferId, Element, Region};
+use super::device::{Block, ProviderMemory};
 use super::handed::Handed;
 use super::ort_error;
 use super::session::Session;
@@ -32,7 +33,9 @@ pub struct Bindings {
     pub(super) parts: Vec<RawBinding>,
     pub(super) handed: HashMap<String, Handed>,
     pub(super) memory: MemoryInfo<'static>,
-    pub(super) buffers: Vec<Memory>,
+    /// Where parts make what is handed over; `None` for the host's memory.
+    pub(super) made_in: Option<MemoryInfo<'static>>,
+    pub(super) buffers: Vec<Block>,
 }
 
 /// The binding of one session.
@@ -77,9 +80,9 @@ impl RawBinding {
         })
     }
 
-    /// Whether nothing needs to be done to bind an input.
-    fn is_up_to_date(&self, name: &str, id: BufferId, shape: &[usize]) -> bool {
-        !self.copies && self.is_bound(name, id, shape)
+    /// Whether nothing needs to be done to bind an input, which is where the provider computes or not.
+    fn is_up_to_date(&self, name: &str, id: BufferId, shape: &[usize], on_device: bool) -> bool {
+        (!self.copies || on_device) && self.is_bound(name, id, shape)
     }
 
     fn is_bound(&self, name: &str, id: BufferId, shape: &[usize]) -> bool {
@@ -173,48 +176,77 @@ impl Bindings {
         let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
             .map_err(|error| ort_error("cannot describe host memory", error))?;
         let parts = sessions.into_iter().map(RawBinding::new).collect::<Result<_>>()?;
-        Ok(Self { parts, handed: HashMap::new(), memory, buffers: Vec::new() })
+        Ok(Self { parts, handed: HashMap::new(), memory, made_in: None, buffers: Vec::new() })
     }
 
     /// Allocates a buffer. Its pages are zero, and cost memory once they are touched.
     pub fn allocate(&mut self, bytes: usize) -> Result<BufferId> {
-        self.buffers.push(Memory::new(bytes)?);
-        Ok(BufferId(self.buffers.len() - 1))
+        Ok(self.adopt(Block::ours(bytes)?))
+    }
+
+    /// Takes memory of a device as a buffer.
+    pub fn adopt(&mut self, block: Block) -> BufferId {
+        self.buffers.push(block);
+        BufferId(self.buffers.len() - 1)
+    }
+
+    /// A buffer's memory, to copy to or from it.
+    pub fn block_mut(&mut self, id: BufferId) -> &mut Block {
+        &mut self.buffers[id.0]
+    }
+
+    /// The same, to copy from it.
+    pub fn block(&self, id: BufferId) -> &Block {
+        &self.buffers[id.0]
+    }
+
+    /// Lets parts make what they hand over where this memory is, instead of in the host's.
+    ///
+    /// # Errors
+    /// A memory that ONNX Runtime does not know.
+    pub fn hand_over_in(&mut self, device: &ProviderMemory) -> Result<()> {
+        self.made_in = Some(device.description()?);
+        Ok(())
     }
 
     /// A buffer's memory, for transfers by another thread.
+    ///
+    /// # Panics
+    /// A buffer of a device, which only ONNX Runtime may move: a bug of the caller.
     pub fn region(&self, id: BufferId) -> Region {
-        self.buffers[id.0].region()
+        self.buffers[id.0].region().expect("a buffer of our own")
     }
 
     /// Gives a buffer's pages back to the system; it reads as zeros then.
     pub fn release(&mut self, id: BufferId) {
         // SAFETY: the memory exists, and whoever moves it to or from elsewhere has ended: that is the contract of
         // `Region`. ONNX Runtime reads it only inside `run`, which borrows `self` mutably.
-        unsafe { self.buffers[id.0].region().release() };
+        unsafe { self.region(id).release() };
     }
 
     /// The first `count` elements of a buffer.
     ///
     /// # Panics
-    /// When the buffer is shorter: a bug of the caller.
+    /// When the buffer is shorter, or not in memory that the host sees: a bug of the caller.
     pub fn read<T: Element>(&self, id: BufferId, count: usize) -> &[T] {
-        let buffer = &self.buffers[id.0];
-        assert!(count * size_of::<T>() <= buffer.bytes, "read past the end of a bound buffer");
-        // SAFETY: in bounds, page-aligned, any bits are a `T`; ONNX Runtime writes only inside `run`, which borrows
-        // `self` mutably.
-        unsafe { std::slice::from_raw_parts(buffer.start.as_ptr().cast(), count) }
+        let buffer = self.buffers[id.0].as_host().expect("memory that the host sees");
+        assert!(count * size_of::<T>() <= buffer.len(), "read past the end of a bound buffer");
+        assert!(buffer.as_ptr().cast::<T>().is_aligned(), "a buffer that is not aligned");
+        // SAFETY: in bounds and aligned (asserted), any bits are a `T`; ONNX Runtime writes only inside `run`, which
+        // borrows `self` mutably.
+        unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), count) }
     }
 
     /// The first `count` elements of a buffer, to write.
     ///
     /// # Panics
-    /// When the buffer is shorter: a bug of the caller.
+    /// When the buffer is shorter, or not in memory that the host sees: a bug of the caller.
     pub fn write<T: Element>(&mut self, id: BufferId, count: usize) -> &mut [T] {
-        let buffer = &self.buffers[id.0];
-        assert!(count * size_of::<T>() <= buffer.bytes, "write past the end of a bound buffer");
+        let buffer = self.buffers[id.0].host_mut().expect("memory that the host sees");
+        assert!(count * size_of::<T>() <= buffer.len(), "write past the end of a bound buffer");
+        assert!(buffer.as_ptr().cast::<T>().is_aligned(), "a buffer that is not aligned");
         // SAFETY: as in `read`, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(buffer.start.as_ptr().cast(), count) }
+        unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), count) }
     }
 
     /// Writes numbers to the start of a buffer of floats or halves.
@@ -227,6 +259,11 @@ impl Bindings {
             Dtype::Float16 => {
                 for (slot, value) in self.write::<half::f16>(id, values.len()).iter_mut().zip(values) {
                     *slot = half::f16::from_f32(*value);
+                }
+            }
+            Dtype::BFloat16 => {
+                for (slot, value) in self.write::<half::bf16>(id, values.len()).iter_mut().zip(values) {
+                    *slot = half::bf16::from_f32(*value);
                 }
             }
             Dtype::Int64 | Dtype::Int32 => panic!("numbers for a buffer of integers"),
@@ -243,13 +280,17 @@ impl Bindings {
             Dtype::Float16 => {
                 into.extend(self.read::<half::f16>(id, range.end)[range].iter().map(|value| value.to_f32()));
             }
+            Dtype::BFloat16 => {
+                into.extend(self.read::<half::bf16>(id, range.end)[range].iter().map(|value| value.to_f32()));
+            }
             Dtype::Int64 | Dtype::Int32 => panic!("numbers from a buffer of integers"),
         }
     }
 
     /// Binds the start of a buffer as a part's input of this type and shape; replaces what was bound under that name.
     pub fn bind_input(&mut self, part: usize, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<()> {
-        if self.parts[part].is_up_to_date(name, id, shape) {
+        let on_device = self.buffers[id.0].as_host().is_none();
+        if self.parts[part].is_up_to_date(name, id, shape, on_device) {
             return Ok(());
         }
         let value = self.value(name, id, dtype, shape)?;
@@ -306,14 +347,15 @@ impl Bindings {
     fn value(&self, name: &str, id: BufferId, dtype: Dtype, shape: &[usize]) -> Result<RawValue> {
         let buffer = &self.buffers[id.0];
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        assert!(bytes <= buffer.bytes, "`{name}` of {bytes} bytes does not fit its buffer of {} bytes", buffer.bytes);
+        let room = buffer.bytes();
+        assert!(bytes <= room, "`{name}` of {bytes} bytes does not fit its buffer of {room} bytes");
         let dims: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
         let mut value = std::ptr::null_mut();
         // SAFETY: the memory is in bounds (asserted) and outlives the value, which only the binding keeps.
         unsafe {
             check((ort::api().CreateTensorWithDataAsOrtValue)(
-                self.memory.ptr(),
-                buffer.start.as_ptr().cast(),
+                buffer.description().unwrap_or(&self.memory).ptr(),
+                buffer.start().cast(),
                 bytes,
                 dims.as_ptr(),
                 dims.len(),
@@ -346,6 +388,7 @@ fn element_type(dtype: Dtype) -> sys::ONNXTensorElementDataType {
     match dtype {
         Dtype::Float32 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
         Dtype::Float16 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        Dtype::BFloat16 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
         Dtype::Int64 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
         Dtype::Int32 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
     }

@@ -24,6 +24,8 @@ unsafe impl Element for i32 {}
 unsafe impl Element for u8 {}
 // SAFETY: a transparent u16.
 unsafe impl Element for half::f16 {}
+// SAFETY: a transparent u16.
+unsafe impl Element for half::bf16 {}
 
 /// Anonymous memory, page-aligned, zero until written, given back on drop.
 #[derive(Debug)]

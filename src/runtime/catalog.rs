@@ -27,10 +27,16 @@ pub struct Pin {
     pub python: &'static str,
     /// Size of the wheel.
     pub wheel_bytes: u64,
-    /// SHA-256 of the wheel, in hex.
+    /// SHA-256 of the wheel, in hex; empty where the wheel is not on PyPI and is taken as it is given.
     pub sha256: &'static str,
     /// Bytes on the disk once unpacked, rounded up.
     pub unpacked_bytes: u64,
+    /// The folder in the wheel that holds its libraries.
+    pub inside: &'static str,
+    /// How the file name of its main library begins.
+    pub main: &'static str,
+    /// The libraries that are unpacked; none names all.
+    pub libraries: &'static [&'static str],
     /// What it offers, in a few words.
     pub about: &'static str,
 }
@@ -47,6 +53,9 @@ pub const PINS: &[Pin] = &[
         wheel_bytes: 23_760_988,
         sha256: "1f3dea47f2f0e5117c2404cea7d21fd253ae7836a3bf167a501cdfbb2600d536",
         unpacked_bytes: 30 << 20,
+        inside: "onnxruntime/capi/",
+        main: "libonnxruntime.so",
+        libraries: &[],
         about: "CPU provider",
     },
     Pin {
@@ -59,6 +68,9 @@ pub const PINS: &[Pin] = &[
         wheel_bytes: 21_420_803,
         sha256: "0b9a492176886992e0e875f06bc0367e333f5fff11711a2d642e18b02f3009cc",
         unpacked_bytes: 30 << 20,
+        inside: "onnxruntime/capi/",
+        main: "libonnxruntime.so",
+        libraries: &[],
         about: "CPU provider",
     },
     Pin {
@@ -71,6 +83,9 @@ pub const PINS: &[Pin] = &[
         wheel_bytes: 84_433_207,
         sha256: "d617fac2f59a6ab5ea59a788c3e1592240a129642519aaeaa774761dfe35150e",
         unpacked_bytes: 180 << 20,
+        inside: "onnxruntime/capi/",
+        main: "libonnxruntime.so",
+        libraries: &[],
         about: "CPU and OpenVINO providers, with OpenVINO's libraries",
     },
     Pin {
@@ -83,7 +98,10 @@ pub const PINS: &[Pin] = &[
         wheel_bytes: 255_569_273,
         sha256: "05d548956197b9d01f59b625de740e0d6be3593f874e241a12dc0362650ecdf7",
         unpacked_bytes: 400 << 20,
-        about: "CPU, CUDA and TensorRT providers; needs an NVIDIA driver, CUDA 13 and cuDNN 9 beside it",
+        inside: "onnxruntime/capi/",
+        main: "libonnxruntime.so",
+        libraries: &[],
+        about: "CPU, CUDA and TensorRT providers; brings CUDA 13 and cuDNN 9, needs an NVIDIA GPU and its driver",
     },
 ];
 
@@ -105,9 +123,9 @@ pub struct Installed {
     pub name: String,
     /// [`Pin::version`].
     pub version: String,
-    /// Hash of the wheel that it came from.
+    /// Hash of the wheel that it came from, as it was found.
     pub wheel_sha256: String,
-    /// File name of libonnxruntime within the folder.
+    /// File name of the main library (libonnxruntime) within the folder.
     pub library: String,
 }
 

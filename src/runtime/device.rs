@@ -1,4 +1,4 @@
-//! Memory that weights are copied to: that of the provider's device.
+//! Memory of the provider's device: for weights that are copied to it, and for what stays there from run to run.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -10,9 +10,10 @@ use ort::session::SharedSessionInner;
 use ort::sys;
 
 use super::bindings::{RawBinding, RawValue, check};
-use super::buffers::Memory;
+use super::buffers::{Memory, Region};
+use super::providers::{self, Computes};
 use super::session::{Session, SessionOptions};
-use super::{Runtime, ort_error, providers};
+use super::{Runtime, ort_error};
 use crate::cell::{Backend, ProviderKind};
 use crate::error::{Error, Result};
 
@@ -46,7 +47,9 @@ enum Owner {
     Ours(Memory),
     /// Memory of ONNX Runtime.
     Theirs {
-        place: Place,
+        memory: MemoryInfo<'static>,
+        /// Whether the host may read and write it at its address.
+        host_sees: bool,
         allocator: Arc<Mutex<Allocator>>,
         /// The allocator is the session's.
         _session: Arc<SharedSessionInner>,
@@ -77,19 +80,30 @@ impl Block {
         self.bytes
     }
 
-    /// Its bytes, where it is memory of our own.
-    pub fn ours_mut(&mut self) -> Option<&mut [u8]> {
-        match &mut self.owner {
-            Owner::Ours(memory) => Some(memory.bytes_mut()),
-            Owner::Theirs { .. } => None,
+    fn host_sees(&self) -> bool {
+        match &self.owner {
+            Owner::Ours(_) => true,
+            Owner::Theirs { host_sees, .. } => *host_sees,
         }
+    }
+
+    /// Its bytes, where the host sees them, to write.
+    pub fn host_mut(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: exactly the memory that the block owns, which has been written since it was allocated, borrowed as
+        // `self` is; whoever else writes it (ONNX Runtime, in a run) does so while its owner is borrowed mutably.
+        self.host_sees().then(|| unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) })
     }
 
     /// The same, to read.
     pub fn as_host(&self) -> Option<&[u8]> {
+        // SAFETY: as in `host_mut`.
+        self.host_sees().then(|| unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) })
+    }
+
+    /// For transfers by another thread, where it is memory of our own.
+    pub fn region(&self) -> Option<Region> {
         match &self.owner {
-            // SAFETY: exactly the memory that the block owns, which is written through `&mut` only.
-            Owner::Ours(_) => Some(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }),
+            Owner::Ours(memory) => Some(memory.region()),
             Owner::Theirs { .. } => None,
         }
     }
@@ -99,11 +113,11 @@ impl Block {
         self.start.as_ptr()
     }
 
-    /// The kind of its memory.
-    pub(super) fn memory(&self) -> Result<MemoryInfo<'static>> {
+    /// The kind of its memory; `None` for the host's.
+    pub(super) fn description(&self) -> Option<&MemoryInfo<'static>> {
         match &self.owner {
-            Owner::Ours(_) => memory_of((AllocationDevice::CPU, 0)),
-            Owner::Theirs { place, .. } => memory_of(place.clone()),
+            Owner::Ours(_) => None,
+            Owner::Theirs { memory, .. } => Some(memory),
         }
     }
 }
@@ -156,8 +170,8 @@ impl fmt::Debug for Loan {
     }
 }
 
-fn memory_of(place: Place) -> Result<MemoryInfo<'static>> {
-    MemoryInfo::new(place.0, place.1, AllocatorType::Device, MemoryType::Default)
+fn memory_of(place: &Place) -> Result<MemoryInfo<'static>> {
+    MemoryInfo::new(place.0.clone(), place.1, AllocatorType::Device, MemoryType::Default)
         .map_err(|error| ort_error("cannot describe a device's memory", error))
 }
 
@@ -171,7 +185,10 @@ const CHUNK: usize = 16 << 20;
 pub struct ProviderMemory {
     session: Session,
     allocator: Arc<Mutex<Allocator>>,
+    /// Of host memory that the device reaches without a copy by the driver (CUDA's pinned memory).
+    pinned: Arc<Mutex<Allocator>>,
     place: Place,
+    pinned_place: Place,
 }
 
 impl fmt::Debug for ProviderMemory {
@@ -187,36 +204,127 @@ impl ProviderMemory {
     /// # Errors
     /// What [`Session::open`] refuses: a build without CUDA, a machine without a GPU.
     pub fn open(runtime: &Runtime, backend: &Backend, copier: &[u8]) -> Result<Self> {
-        let (provider, place) = if providers::of(backend.provider).uses_host_memory() {
-            (ProviderKind::Cpu, (AllocationDevice::CPU, 0))
-        } else {
+        let host = (AllocationDevice::CPU, 0);
+        let (provider, place, pinned_place) = match providers::of(backend.provider).computes() {
+            Computes::Host => (ProviderKind::Cpu, host.clone(), host),
             // TensorRT computes in CUDA's memory.
-            (ProviderKind::Cuda, (AllocationDevice::CUDA, device_id(backend)?))
+            Computes::Cuda => {
+                let id = device_id(backend)?;
+                (ProviderKind::Cuda, (AllocationDevice::CUDA, id), (AllocationDevice::CUDA_PINNED, id))
+            }
         };
         let options = backend.options.iter().filter(|(key, _)| provider == ProviderKind::Cuda && *key == "device_id");
         let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
         let backend = Backend { provider, options, ..backend.clone() };
         let options = SessionOptions { threads: 1, config: [].into(), arena: true };
         let session = Session::of_bytes(runtime, copier, &backend, &options)?;
-        let allocator = Allocator::new(&session.inner, memory_of(place.clone())?)
-            .map_err(|error| ort_error("ONNX Runtime has no allocator for the provider's memory", error))?;
-        Ok(Self { session, allocator: Arc::new(Mutex::new(allocator)), place })
+        let allocator = |place: &Place| {
+            let name = place.0.as_str().to_owned();
+            let allocator = Allocator::new(&session.inner, memory_of(place)?)
+                .map_err(|error| ort_error(format!("ONNX Runtime has no allocator for memory of {name}"), error))?;
+            Ok(Arc::new(Mutex::new(allocator)))
+        };
+        let (allocator, pinned) = (allocator(&place)?, allocator(&pinned_place)?);
+        Ok(Self { session, allocator, pinned, place, pinned_place })
+    }
+
+    /// What ONNX Runtime calls this memory.
+    pub(super) fn description(&self) -> Result<MemoryInfo<'static>> {
+        memory_of(&self.place)
+    }
+
+    /// Memory of the device for what stays there from run to run: all zeros, and never seen by the host, not even where
+    /// the device is the host itself.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn allocate_cleared(&mut self, bytes: usize) -> Result<Block> {
+        let mut block = self
+            .block(bytes, &self.place, &self.allocator, false)
+            .map_err(|error| error.hint("a smaller batch or a shorter context needs less memory"))?;
+        self.clear(&mut block)?;
+        Ok(block)
+    }
+
+    /// Memory that the host sees and the device reaches directly, for what comes back from it after every run.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub fn allocate_pinned(&mut self, bytes: usize) -> Result<Block> {
+        let mut block = self.block(bytes, &self.pinned_place, &self.pinned, true)?;
+        block.host_mut().into_iter().for_each(|bytes| bytes.fill(0));
+        Ok(block)
+    }
+
+    /// Writes zeros to all of a block.
+    ///
+    /// # Errors
+    /// A transfer that fails.
+    pub fn clear(&mut self, block: &mut Block) -> Result<()> {
+        let zeros = vec![0; block.bytes().min(CHUNK)];
+        for start in (0..block.bytes()).step_by(CHUNK) {
+            let chunk = &zeros[..zeros.len().min(block.bytes() - start)];
+            self.copy(chunk, block, start)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a block's first bytes to the host.
+    ///
+    /// # Errors
+    /// A transfer that fails.
+    ///
+    /// # Panics
+    /// Bytes beyond the block: a bug of the caller.
+    pub fn read(&mut self, block: &Block, bytes: usize) -> Result<Vec<u8>> {
+        assert!(bytes <= block.bytes(), "a copy beyond its block");
+        let host = memory_of(&(AllocationDevice::CPU, 0))?;
+        let mut copy = vec![0; bytes];
+        for (number, chunk) in copy.chunks_mut(CHUNK).enumerate() {
+            // SAFETY: both memories are in bounds (asserted) and outlive the values, which go at this scope's end with
+            // the binding that holds them. The block is only read; the chunk is this function's alone.
+            let (from, to) = unsafe {
+                let from = block.start().add(number * CHUNK);
+                let to = bytes_value(&host, chunk.as_mut_ptr(), chunk.len())?;
+                (bytes_value(block.description().unwrap_or(&host), from, chunk.len())?, to)
+            };
+            self.transfer(&from, &to)?;
+        }
+        Ok(copy)
+    }
+
+    fn block(&self, bytes: usize, place: &Place, allocator: &Arc<Mutex<Allocator>>, host_sees: bool) -> Result<Block> {
+        let failed = || format!("cannot allocate {} in {}", crate::units::bytes(bytes as u64), place.0.as_str());
+        let memory = memory_of(place)?;
+        let block = allocator
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .alloc::<u8>(bytes.max(1))
+            .map(|block| NonNull::new(block.into_raw().cast::<u8>()).ok_or_else(|| Error::environment(failed())));
+        let start = block.map_err(|error| ort_error(failed(), error))??;
+        let (allocator, session) = (Arc::clone(allocator), self.session.inner.inner());
+        Ok(Block { start, bytes, owner: Owner::Theirs { memory, host_sees, allocator, _session: session } })
     }
 
     /// One run of the copier.
     fn copy_chunk(&mut self, bytes: &[u8], block: &Block, offset: usize) -> Result<()> {
-        let host = memory_of((AllocationDevice::CPU, 0))?;
+        let host = memory_of(&(AllocationDevice::CPU, 0))?;
         // SAFETY: both memories are in bounds and outlive the values, which go at this function's end with the binding
         // that holds them. The input is only read; the block is the caller's alone.
         let (from, to) = unsafe {
             let to = block.start().add(offset);
             let from = bytes_value(&host, bytes.as_ptr().cast_mut(), bytes.len())?;
-            (from, bytes_value(&block.memory()?, to, bytes.len())?)
+            (from, bytes_value(block.description().unwrap_or(&host), to, bytes.len())?)
         };
+        self.transfer(&from, &to)
+    }
+
+    /// One run of the copier between two values of the same size.
+    fn transfer(&mut self, from: &RawValue, to: &RawValue) -> Result<()> {
         // A binding a chunk: what it copied to the device goes back with it.
         let mut binding = RawBinding::new(&self.session)?;
-        binding.bind_input("bytes", &from)?;
-        binding.bind_output("copied", &to)?;
+        binding.bind_input("bytes", from)?;
+        binding.bind_output("copied", to)?;
         // Returns when the device has done its work.
         binding.run(&mut self.session)
     }
@@ -224,15 +332,8 @@ impl ProviderMemory {
 
 impl Device for ProviderMemory {
     fn allocate(&mut self, bytes: usize) -> Result<Block> {
-        let failed = || format!("cannot allocate {} in {}", crate::units::bytes(bytes as u64), self.place.0.as_str());
-        let allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        let block = allocator.alloc::<u8>(bytes.max(1)).map_err(|error| {
-            ort_error(failed(), error).hint("residency `stream` keeps two layers' weights there instead of all of them")
-        })?;
-        let start = NonNull::new(block.into_raw().cast()).ok_or_else(|| Error::environment(failed()))?;
-        drop(allocator);
-        let (place, allocator) = (self.place.clone(), Arc::clone(&self.allocator));
-        Ok(Block { start, bytes, owner: Owner::Theirs { place, allocator, _session: self.session.inner.inner() } })
+        self.block(bytes, &self.place, &self.allocator, false)
+            .map_err(|error| error.hint("residency `stream` keeps two layers' weights there instead of all of them"))
     }
 
     fn copy(&mut self, bytes: &[u8], block: &mut Block, offset: usize) -> Result<()> {

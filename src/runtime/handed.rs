@@ -32,8 +32,9 @@ impl Bindings {
 
     fn await_output(&mut self, part: usize, name: &str) -> Result<()> {
         let (binding, c_name) = (&self.parts[part], c_name(name)?);
+        let memory = self.made_in.as_ref().unwrap_or(&self.memory);
         // SAFETY: binding, name and memory description are alive for the call.
-        unsafe { check((ort::api().BindOutputToDevice)(binding.pointer.as_ptr(), c_name.as_ptr(), self.memory.ptr())) }
+        unsafe { check((ort::api().BindOutputToDevice)(binding.pointer.as_ptr(), c_name.as_ptr(), memory.ptr())) }
             .map_err(|error| ort_error(format!("cannot bind the output `{name}`"), error))
     }
 
@@ -81,6 +82,7 @@ impl Bindings {
         let Some(Handed::Theirs { value, bytes }) = self.handed.get(name) else {
             return Err(Error::new(format!("`{name}` is not in ONNX Runtime's memory; this is a bug")));
         };
+        assert!(self.made_in.is_none(), "only what is made in the host's memory is moved");
         let (bytes, (element, dims)) = (*bytes, description(value)?);
         let mut start = std::ptr::null_mut();
         // SAFETY: the value is a tensor, alive; the out-pointer is valid.
@@ -89,7 +91,7 @@ impl Bindings {
         let memory = &mut self.buffers[buffer.0];
         // SAFETY: `make` asks for host memory; the tensor's bytes are written, and it lives until it is replaced below.
         let from = unsafe { std::slice::from_raw_parts(start.cast::<u8>().cast_const(), bytes) };
-        memory.bytes_mut()[..bytes].copy_from_slice(from);
+        memory.host_mut().expect("memory of the host")[..bytes].copy_from_slice(from);
         self.handed.insert(name.to_owned(), Handed::Ours { buffer, element, dims, bytes });
         Ok(())
     }
@@ -129,13 +131,13 @@ impl Bindings {
         bytes: usize,
     ) -> Result<RawValue> {
         let memory = &self.buffers[buffer.0];
-        assert!(bytes <= memory.bytes, "a tensor longer than its buffer");
+        assert!(bytes <= memory.bytes(), "a tensor longer than its buffer");
         let mut value = std::ptr::null_mut();
         // SAFETY: the memory is in bounds (asserted) and outlives the value, which only the binding keeps.
         unsafe {
             check((ort::api().CreateTensorWithDataAsOrtValue)(
                 self.memory.ptr(),
-                memory.start.as_ptr().cast(),
+                memory.start().cast(),
                 bytes,
                 dims.as_ptr(),
                 dims.len(),

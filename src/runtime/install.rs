@@ -60,9 +60,9 @@ pub fn install(root: &Path, pin: &Pin, wheel: Option<&Path>, say: &dyn Fn(&str))
             fetch::fetch(&fetch::pips(), pin, temporary.path()).with_context(failed)?
         }
     };
-    check_hash(&file, pin, wheel.is_none()).with_context(failed)?;
+    let hash = check_hash(&file, pin, wheel.is_none()).with_context(failed)?;
     let unpacked = temporary.path().join("unpacked");
-    unpack(&file, &unpacked, pin)
+    unpack(&file, &unpacked, pin, hash)
         .with_context(|| format!("{}: cannot unpack `{}`", failed(), file.display()))
         .map_err(|error| error.kind(Kind::Environment))?;
     // A folder without its marker is the rest of something that went wrong.
@@ -131,10 +131,11 @@ fn check_room(root: &Path, pin: &Pin, fetching: bool) -> Result<()> {
     Ok(())
 }
 
-fn check_hash(wheel: &Path, pin: &Pin, fetched: bool) -> Result<()> {
+/// The hash of a wheel that is the pinned one.
+fn check_hash(wheel: &Path, pin: &Pin, fetched: bool) -> Result<String> {
     let found = digest::sha256_file(wheel).with_context(|| format!("cannot read the wheel `{}`", wheel.display()))?;
-    if found == pin.sha256 {
-        return Ok(());
+    if found == pin.sha256 || pin.sha256.is_empty() {
+        return Ok(found);
     }
     let error = Error::new(format!("`{}` is not the pinned wheel of {}", wheel.display(), pin.project))
         .because(io::Error::other(format!("its SHA-256 is {found}, pinned is {}", pin.sha256)));
@@ -148,8 +149,8 @@ fn check_hash(wheel: &Path, pin: &Pin, fetched: bool) -> Result<()> {
     })
 }
 
-/// Unpacks the shared libraries below `onnxruntime/capi/` into a new folder and writes its marker.
-fn unpack(wheel: &Path, folder: &Path, pin: &Pin) -> Result<()> {
+/// Unpacks a wheel's shared libraries into a new folder and writes its marker.
+fn unpack(wheel: &Path, folder: &Path, pin: &Pin, hash: String) -> Result<()> {
     fs::create_dir(folder).context("cannot make its folder")?;
     let mut archive = ZipArchive::new(File::open(wheel).context("cannot open it")?).context("it is no wheel")?;
     let mut library = None;
@@ -158,7 +159,7 @@ fn unpack(wheel: &Path, folder: &Path, pin: &Pin) -> Result<()> {
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).context("it is damaged")?;
         let name = entry.name().context("it is damaged")?.into_owned();
-        let Some(name) = wanted(&name).map(str::to_owned) else { continue };
+        let Some(name) = wanted(&name, pin).map(str::to_owned) else { continue };
         let path = folder.join(&name);
         write(&path, &mut entry).with_context(|| format!("cannot write `{name}`"))?;
         match copies.get(&(entry.crc32(), entry.size())) {
@@ -174,17 +175,12 @@ fn unpack(wheel: &Path, folder: &Path, pin: &Pin) -> Result<()> {
                 copies.insert((entry.crc32(), entry.size()), path);
             }
         }
-        if name.starts_with("libonnxruntime.so") {
+        if name.starts_with(pin.main) {
             library = Some(name);
         }
     }
-    let library = library.ok_or_else(|| Error::new("it holds no libonnxruntime"))?;
-    let marker = Installed {
-        name: pin.name.to_owned(),
-        version: pin.version.to_owned(),
-        wheel_sha256: pin.sha256.to_owned(),
-        library,
-    };
+    let library = library.ok_or_else(|| Error::new(format!("it holds no {}", pin.main)))?;
+    let marker = Installed { name: pin.name.to_owned(), version: pin.version.to_owned(), wheel_sha256: hash, library };
     let text = serde_json::to_vec_pretty(&marker).context("cannot describe the installation")?;
     write(&folder.join(MARKER), &mut text.as_slice()).context("cannot write its marker")?;
     File::open(folder).and_then(|folder| folder.sync_all()).context("cannot sync its folder")
@@ -192,10 +188,11 @@ fn unpack(wheel: &Path, folder: &Path, pin: &Pin) -> Result<()> {
 
 /// The file name of an entry that is to be unpacked: shared libraries of the runtime, not Python's module. A name
 /// alone, so no entry can lead out of the folder.
-fn wanted(entry: &str) -> Option<&str> {
-    let name = entry.strip_prefix("onnxruntime/capi/")?;
+fn wanted<'a>(entry: &'a str, pin: &Pin) -> Option<&'a str> {
+    let name = entry.strip_prefix(pin.inside)?;
     let library = name.contains(".so") && name.starts_with("lib");
-    (library && !name.contains('/')).then_some(name)
+    let chosen = pin.libraries.is_empty() || pin.libraries.contains(&name);
+    (library && chosen && !name.contains('/')).then_some(name)
 }
 
 fn same(first: &Path, second: &Path) -> Result<bool> {
@@ -268,6 +265,34 @@ mod tests {
         let torn = Pin { sha256: hash.leak(), ..pin };
         assert!(install(&root, &torn, Some(&path), &quiet).unwrap_err().chain().contains("no wheel"));
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_companion_brings_its_libraries_and_a_wheel_without_a_pin_is_taken_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let entries = [
+            ("nvidia/cu13/lib/libcudart.so.13", "main"),
+            ("nvidia/cu13/lib/libcudart.alt.so.13", "other"),
+            ("nvidia/cu13/lib/deep/libcudart.so.13", "other"),
+            ("nvidia/cu13/include/cuda.h", ""),
+        ];
+        let (path, pin) = wheel(folder.path(), &entries);
+        let pin = Pin {
+            sha256: "",
+            inside: "nvidia/cu13/lib/",
+            main: "libcudart.so.13",
+            libraries: &["libcudart.so.13"],
+            ..pin
+        };
+        let root = folder.path().join("cache");
+        let Outcome::Placed(place) = install(&root, &pin, Some(&path), &quiet).unwrap() else { panic!() };
+        let installed = catalog::installed(&place).unwrap();
+        assert_eq!(installed.library, "libcudart.so.13");
+        assert_eq!(installed.wheel_sha256, digest::sha256_file(&path).unwrap());
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 2);
+        let other = Pin { main: "libnvinfer.so.10", version: "2", ..pin };
+        let error = install(&root, &other, Some(&path), &quiet).unwrap_err();
+        assert!(error.chain().ends_with("it holds no libnvinfer.so.10"), "{}", error.chain());
     }
 
     #[test]

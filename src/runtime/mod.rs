@@ -1,11 +1,13 @@
 //! The only folder that names `ort`: find and load libonnxruntime, providers, sessions, bindings.
 //!
-//! `catalog`, `fetch` and `install` only look at files: the parent process uses them and never loads the library. Everything
-//! else here belongs to the worker.
+//! `catalog`, `fetch`, `install` and `nvidia` only look at files: the parent process uses them and never loads the
+//! library. Everything else here belongs to the worker.
 
 pub mod catalog;
 
 pub mod install;
+
+pub mod nvidia;
 
 mod bindings;
 mod buffers;
@@ -17,6 +19,7 @@ mod heap;
 mod library;
 mod operators;
 mod placement;
+mod preload;
 pub mod products;
 pub mod providers;
 mod session;

@@ -8,8 +8,8 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 
 use super::custom::{self, Failure, Weights};
 use super::operators::Refusal;
-use super::providers::{self, Provider};
-use super::{Placement, Runtime, ort_error};
+use super::providers::{self, Computes, Provider};
+use super::{Placement, Runtime, ort_error, preload};
 use crate::cell::Backend;
 use crate::error::{Error, Result};
 
@@ -93,17 +93,16 @@ impl Session {
             let message = format!("the runtime `{}` was built without {name}", runtime.library().display());
             return Err(Error::unsupported(message).hint(provider.remedy()));
         }
+        preload::for_provider(backend.provider, runtime.library())?;
         let builder = builder(runtime, options)?;
         let mut dispatched = provider.dispatch(options.threads, &backend.options);
         if !options.arena {
             // Registered by hand, ONNX Runtime's CPU provider has no arena; otherwise it comes by itself, with one.
             dispatched.push(ort::ep::CPU::default().with_arena_allocator(false).build());
         }
-        let mut builder = builder.with_execution_providers(dispatched).map_err(|error| {
-            Error::unsupported(format!("{name} cannot start on this machine"))
-                .because(std::io::Error::other(error.to_string()))
-                .hint(provider.remedy())
-        })?;
+        let mut builder = builder
+            .with_execution_providers(dispatched)
+            .map_err(|error| preload::failure(backend.provider, name, runtime.library(), &error.into()))?;
         let failure = Failure::default();
         if let Some(weights) = weights {
             let domain = custom::domain(weights, options.threads, &failure)?;
@@ -117,7 +116,7 @@ impl Session {
         };
         let inner = inner.map_err(|error| failure.take().unwrap_or_else(|| refused(runtime, file, name, error)))?;
         let placement = Placement::read(&inner)?;
-        Ok(Self { inner, failure, uses_host_memory: provider.uses_host_memory(), provider: name, placement })
+        Ok(Self { inner, failure, uses_host_memory: provider.computes() == Computes::Host, provider: name, placement })
     }
 
     /// ONNX Runtime's name of the provider that was asked for.

@@ -55,8 +55,7 @@ impl PartWeights {
     /// # Errors
     /// An element type that ONNX Runtime does not know, bytes that do not fit the dimensions.
     pub fn lend(&mut self, input: &WeightInput, bytes: Box<dyn Lent>) -> Result<()> {
-        let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
-            .map_err(|error| ort_error("cannot describe host memory", error))?;
+        let memory = host_memory()?;
         let (start, length) = (bytes.bytes().as_ptr(), bytes.bytes().len());
         // SAFETY: `Lent` promises that the bytes stay there, aligned for every element type, as long as `bytes`, which
         // is kept beside the value and dropped after it.
@@ -75,9 +74,11 @@ impl PartWeights {
     pub fn place(&mut self, input: &WeightInput, loan: &Arc<Loan>, range: Range<usize>) -> Result<()> {
         let block = loan.block();
         assert!(range.start <= range.end && range.end <= block.bytes(), "a weight beyond its block");
+        let host = host_memory()?;
         // SAFETY: in bounds (asserted). The block is kept beside the value, and not written while it is on loan: that
         // takes `&mut Block`.
-        let value = unsafe { value(input, &block.memory()?, block.start().add(range.start), range.len())? };
+        let value =
+            unsafe { value(input, block.description().unwrap_or(&host), block.start().add(range.start), range.len())? };
         self.loans.push(Arc::clone(loan));
         self.push(input, value)
     }
@@ -91,6 +92,11 @@ impl PartWeights {
     pub(super) fn values(&self) -> &[(CString, RawValue)] {
         &self.values
     }
+}
+
+fn host_memory() -> Result<MemoryInfo<'static>> {
+    MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)
+        .map_err(|error| ort_error("cannot describe host memory", error))
 }
 
 /// # Safety

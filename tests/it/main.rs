@@ -8,6 +8,7 @@ mod accuracy;
 mod architecture;
 mod commands;
 mod damage;
+mod devices;
 mod endings;
 mod expected;
 mod generation;

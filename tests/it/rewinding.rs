@@ -33,10 +33,10 @@ fn decode_behind_a_checkpoint_repeats_itself() {
         let mut decoder = Decoder::new(&model, 2, 32).expect("a decoder");
         decoder.prefill(&mut model, &prompts, &Features::default()).expect("a prefill");
         let first: Vec<u32> = decoder.logits().rows().into_iter().map(|row| argmax(row).expect("a token")).collect();
-        let checkpoint = decoder.checkpoint().expect("caches in memory");
+        let checkpoint = decoder.checkpoint().expect("a copy").expect("caches in memory");
         let once = decode(&mut model, &mut decoder, &first, 9);
         for _ in 0..3 {
-            decoder.rewind(&checkpoint);
+            decoder.rewind(&checkpoint).expect("a copy back");
             let again = decode(&mut model, &mut decoder, &first, 9);
             assert_eq!(again, once, "{name} {form}");
         }

@@ -109,7 +109,7 @@ impl Work for Decode<'_> {
         parts.decoder.prefill(parts.model, &prompts, &features)?;
         self.first = choose(parts.decoder)?;
         self.tokens = tokens;
-        self.checkpoint = if parts.fresh { None } else { parts.decoder.checkpoint() };
+        self.checkpoint = if parts.fresh { None } else { parts.decoder.checkpoint()? };
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Work for Decode<'_> {
     fn run(&mut self) -> Result<u64> {
         let parts = &mut self.parts;
         if let Some(checkpoint) = &self.checkpoint {
-            parts.decoder.rewind(checkpoint);
+            parts.decoder.rewind(checkpoint)?;
         }
         let mut chosen = self.first.clone();
         let steps = u64::from(parts.context.cell.workload.generate_tokens.saturating_sub(1));

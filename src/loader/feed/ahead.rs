@@ -229,7 +229,7 @@ mod tests {
             if self.allocated.load(Ordering::Relaxed) == u64::MAX {
                 return Err(Error::new("a broken device"));
             }
-            block.ours_mut().unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+            block.host_mut().unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
             Ok(())
         }
     }

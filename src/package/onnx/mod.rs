@@ -208,6 +208,7 @@ impl ValueInfoProto {
         match self.elem_type()? {
             1 => Some(Dtype::Float32),
             10 => Some(Dtype::Float16),
+            16 => Some(Dtype::BFloat16),
             7 => Some(Dtype::Int64),
             6 => Some(Dtype::Int32),
             _ => None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ort::ep::ExecutionProviderDispatch;
 
-use super::Provider;
+use super::{Computes, Provider};
 
 /// The CPU provider.
 pub struct Cpu;
@@ -23,8 +23,8 @@ impl Provider for Cpu {
         true
     }
 
-    fn uses_host_memory(&self) -> bool {
-        true
+    fn computes(&self) -> Computes {
+        Computes::Host
     }
 
     fn remedy(&self) -> &'static str {

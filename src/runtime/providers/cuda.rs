@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ort::ep::{CUDA, ExecutionProviderDispatch};
 
-use super::Provider;
+use super::{Computes, Provider};
 
 /// The CUDA provider.
 pub struct Cuda;
@@ -19,12 +19,11 @@ impl Provider for Cuda {
     }
 
     fn shares_cache_buffer(&self) -> bool {
-        // It may on buffers in the device's memory; host buffers are copied to it on every run.
-        false
+        true
     }
 
-    fn uses_host_memory(&self) -> bool {
-        false
+    fn computes(&self) -> Computes {
+        Computes::Cuda
     }
 
     fn remedy(&self) -> &'static str {

@@ -20,14 +20,24 @@ pub trait Provider: Sync {
     /// honoured. The CPU provider is always behind them, as ONNX Runtime has it.
     fn dispatch(&self, threads: u32, options: &BTreeMap<String, String>) -> Vec<ExecutionProviderDispatch>;
 
-    /// Whether GroupQueryAttention may write into the buffer that it reads, of full capacity.
+    /// Whether GroupQueryAttention may write into the buffer that it reads, of full capacity, where that buffer is in
+    /// the memory in which the provider computes.
     fn shares_cache_buffer(&self) -> bool;
 
-    /// Whether tensors live in host memory while the provider runs.
-    fn uses_host_memory(&self) -> bool;
+    /// The memory in which the provider computes.
+    fn computes(&self) -> Computes;
 
     /// What adds the provider to a machine that lacks it.
     fn remedy(&self) -> &'static str;
+}
+
+/// A kind of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Computes {
+    /// The host's.
+    Host,
+    /// That of an NVIDIA GPU.
+    Cuda,
 }
 
 /// The provider behind a name.

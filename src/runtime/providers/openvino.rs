@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ort::ep::{ExecutionProviderDispatch, OpenVINO};
 
-use super::Provider;
+use super::{Computes, Provider};
 
 /// The OpenVINO provider.
 pub struct OpenVino;
@@ -25,8 +25,8 @@ impl Provider for OpenVino {
         false
     }
 
-    fn uses_host_memory(&self) -> bool {
-        true
+    fn computes(&self) -> Computes {
+        Computes::Host
     }
 
     fn remedy(&self) -> &'static str {

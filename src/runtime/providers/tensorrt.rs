@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ort::ep::{CUDA, ExecutionProviderDispatch, TensorRT};
 
-use super::Provider;
+use super::{Computes, Provider};
 
 /// The TensorRT provider.
 pub struct TensorRt;
@@ -22,11 +22,12 @@ impl Provider for TensorRt {
     }
 
     fn shares_cache_buffer(&self) -> bool {
+        // Whichever provider takes a graph's attention, TensorRT gives its engines outputs of their own.
         false
     }
 
-    fn uses_host_memory(&self) -> bool {
-        false
+    fn computes(&self) -> Computes {
+        Computes::Cuda
     }
 
     fn remedy(&self) -> &'static str {
