@@ -64,46 +64,47 @@ pub fn survey(place: &Place) -> Vec<(PowerSource, Result<Vec<String>, Missing>)>
 /// # Errors
 /// Unsupported, with what is missing of each source and what to do about it.
 pub fn choices(plan: &PowerPlan, place: &Place) -> Result<Vec<Choice>> {
-    match (plan.source, place.gpu) {
-        (Some(PowerSource::Estimate), _) => match plan.estimate_watts_per_cpu {
-            Some(watts) => Ok(vec![estimated(watts, Vec::new())]),
-            None => Err(none("no estimate is possible", &[missing(PowerSource::Estimate, place)])),
-        },
-        (Some(source), gpu) => match find(source, place) {
-            Ok(meters) => {
-                let beside = gpu.is_some() && !meters.iter().any(|meter| covers_gpus(meter.as_ref()));
-                let remark = "the GPU's energy is not in these figures: the matrix names another source".to_owned();
-                Ok(vec![Choice { meters, remarks: if beside { vec![remark] } else { Vec::new() } }])
-            }
-            Err(why) => Err(none(&format!("the source `{source}` does not serve"), &[(source, why)])),
-        },
-        (None, Some(_)) => with_gpu(place).map(|choice| vec![choice]),
-        (None, None) => of_processor(plan, place),
+    choose(plan, place.gpu.is_some(), &|source| find(source, place))
+}
+
+type Found = Result<Vec<Box<dyn Meter>>, Missing>;
+
+/// The same, whoever finds the meters.
+fn choose(plan: &PowerPlan, gpu: bool, find: &dyn Fn(PowerSource) -> Found) -> Result<Vec<Choice>> {
+    match (plan.source, plan.estimate_watts_per_cpu) {
+        (Some(PowerSource::Estimate), Some(watts)) => Ok(vec![estimated(watts, &[])]),
+        (Some(source), _) => {
+            let why = |why| none(&format!("the source `{source}` does not serve"), &[(source, why)]);
+            let meters = find(source).map_err(why)?;
+            let covered = meters.iter().any(|meter| covers_gpus(meter.as_ref()));
+            let remark = "the GPU's energy is not in these figures: the matrix names another source".to_owned();
+            Ok(vec![Choice { meters, remarks: if gpu && !covered { vec![remark] } else { Vec::new() } }])
+        }
+        (None, _) if gpu => with_gpu(find).map(|choice| vec![choice]),
+        (None, watts) => of_processor(watts, find),
     }
 }
 
-fn of_processor(plan: &PowerPlan, place: &Place) -> Result<Vec<Choice>> {
+fn of_processor(watts: Option<f64>, find: &dyn Fn(PowerSource) -> Found) -> Result<Vec<Choice>> {
     let mut choices = Vec::new();
     let mut lacking = Vec::new();
     for source in OF_PROCESSORS {
-        match find(source, place) {
+        match find(source) {
             Ok(meters) => choices.push(Choice { meters, remarks: Vec::new() }),
             Err(why) => lacking.push((source, why)),
         }
     }
-    let unusable = |(source, why): &(PowerSource, Missing)| format!("{source}: {}", why.reason);
-    let present: Vec<_> = lacking.iter().filter(|(_, why)| why.present).map(unusable).collect();
-    choices.extend(plan.estimate_watts_per_cpu.map(|watts| estimated(watts, present)));
+    choices.extend(watts.map(|watts| estimated(watts, &lacking)));
     if choices.is_empty() { Err(none("no meter of energy serves here", &lacking)) } else { Ok(choices) }
 }
 
 /// The GPU's meter, and the best of the processor's beside it.
-fn with_gpu(place: &Place) -> Result<Choice> {
-    let gpu = find(PowerSource::Nvml, place);
-    let mut meters = gpu.map_err(|why| none("the GPU's energy cannot be read", &[(PowerSource::Nvml, why)]))?;
+fn with_gpu(find: &dyn Fn(PowerSource) -> Found) -> Result<Choice> {
+    let why = |why| none("the GPU's energy cannot be read", &[(PowerSource::Nvml, why)]);
+    let mut meters = find(PowerSource::Nvml).map_err(why)?;
     let mut lacking = Vec::new();
     for source in BESIDE_GPUS {
-        match find(source, place) {
+        match find(source) {
             Ok(found) => {
                 meters.extend(found);
                 return Ok(Choice { meters, remarks: Vec::new() });
@@ -119,20 +120,17 @@ fn covers_gpus(meter: &dyn Meter) -> bool {
     matches!(meter.domain().part, super::Part::Gpu | super::Part::Machine)
 }
 
-fn estimated(watts: f64, unusable: Vec<String>) -> Choice {
+fn estimated(watts: f64, lacking: &[(PowerSource, Missing)]) -> Choice {
     let mut remarks = vec![format!(
         "no energy was measured: the estimated figures are seconds of the processor times {watts} W, as the matrix \
          states"
     )];
+    let present = lacking.iter().filter(|(_, why)| why.present);
+    let unusable: Vec<_> = present.map(|(source, why)| format!("{source}: {}", why.reason)).collect();
     if !unusable.is_empty() {
         remarks.push(format!("meters that are there and do not serve: {}", unusable.join("; ")));
     }
     Choice { meters: vec![estimate::meter(watts)], remarks }
-}
-
-fn missing(source: PowerSource, place: &Place) -> (PowerSource, Missing) {
-    let why = find(source, place).err();
-    (source, why.unwrap_or(Missing { present: true, reason: String::new(), remedy: String::new() }))
 }
 
 /// What is there and only unusable is the better advice.
@@ -192,6 +190,7 @@ mod tests {
 
     use super::fixture::{denied, tree};
     use super::*;
+    use crate::probe::power::{Domain, Part, Reading};
 
     fn place(root: &Path) -> Place {
         Place { sysfs: root.to_owned(), rails: Vec::new(), gpu: None }
@@ -206,7 +205,66 @@ mod tests {
         ])
     }
 
-    fn sources(choices: &[Choice]) -> Vec<PowerSource> {
+    /// A meter that is only chosen.
+    struct Named(Domain);
+
+    impl Meter for Named {
+        fn domain(&self) -> &Domain {
+            &self.0
+        }
+        fn read(&mut self) -> Result<Reading> {
+            Ok(Reading::Microjoules(0))
+        }
+    }
+
+    /// A machine that has these sources.
+    fn having(there: &'static [PowerSource]) -> impl Fn(PowerSource) -> Found {
+        move |source| {
+            if !there.contains(&source) {
+                let (reason, remedy) = ("not here".to_owned(), "buy one".to_owned());
+                return Err(Missing { present: false, reason, remedy });
+            }
+            let part = match source {
+                PowerSource::Nvml => Part::Gpu,
+                PowerSource::Battery => Part::Machine,
+                _ => Part::Processor,
+            };
+            let name = source.name().to_owned();
+            Ok(vec![Box::new(Named(Domain { source, name, part, counted: true, range_microjoules: None }))])
+        }
+    }
+
+    #[test]
+    fn a_gpus_meter_and_the_processors_serve_together() {
+        use PowerSource::{AmdEnergy, Battery, Estimate, Nvml, Rapl};
+        let plan = |source| PowerPlan { source, estimate_watts_per_cpu: Some(15.0), ..PowerPlan::default() };
+        let chosen = |source, there: &'static [PowerSource]| {
+            let mut choices = choose(&plan(source), true, &having(there))?;
+            assert_eq!(choices.len(), 1, "a GPU's work is never estimated");
+            let Choice { meters, remarks } = choices.remove(0);
+            Ok::<_, Error>((meters.iter().map(|meter| meter.domain().source).collect::<Vec<_>>(), remarks.join("; ")))
+        };
+        assert_eq!(chosen(None, &[Nvml, Rapl, AmdEnergy]).unwrap(), (vec![Nvml, Rapl], String::new()));
+        assert_eq!(chosen(None, &[Nvml, AmdEnergy, Battery]).unwrap(), (vec![Nvml, AmdEnergy], String::new()));
+        // A whole machine's has the GPU in it and is not added to it.
+        let (sources, remarks) = chosen(None, &[Nvml, Battery]).unwrap();
+        assert_eq!(sources, [Nvml]);
+        assert!(remarks.contains("the GPU's alone") && remarks.contains("rapl: not here"), "{remarks}");
+        assert_eq!(chosen(Some(Battery), &[Nvml, Battery]).unwrap(), (vec![Battery], String::new()));
+        let (sources, remarks) = chosen(Some(Rapl), &[Nvml, Rapl]).unwrap();
+        assert!(sources == [Rapl] && remarks.contains("GPU's energy is not in these figures"), "{remarks}");
+        let error = chosen(None, &[Rapl, Battery]).unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.find_hint()),
+            ("the GPU's energy cannot be read (nvml: not here)", Some("buy one"))
+        );
+        assert_eq!(chosen(Some(Estimate), &[Nvml]).unwrap().0, [Estimate]);
+        // A cell on the processor has nothing of the GPU.
+        let of_processor = choose(&plan(None), false, &having(&[Nvml, Rapl])).unwrap();
+        assert_eq!(sources_of(&of_processor), [Rapl, Estimate]);
+    }
+
+    fn sources_of(choices: &[Choice]) -> Vec<PowerSource> {
         choices.iter().map(|choice| choice.meters[0].domain().source).collect()
     }
 
@@ -215,11 +273,11 @@ mod tests {
         let root = rapl();
         let plan = PowerPlan { estimate_watts_per_cpu: Some(15.0), ..PowerPlan::default() };
         let found = choices(&plan, &place(root.path())).unwrap();
-        assert_eq!(sources(&found), [PowerSource::Rapl, PowerSource::Hwmon, PowerSource::Estimate]);
+        assert_eq!(sources_of(&found), [PowerSource::Rapl, PowerSource::Hwmon, PowerSource::Estimate]);
         let plan = PowerPlan { source: Some(PowerSource::Hwmon), ..plan };
-        assert_eq!(sources(&choices(&plan, &place(root.path())).unwrap()), [PowerSource::Hwmon]);
+        assert_eq!(sources_of(&choices(&plan, &place(root.path())).unwrap()), [PowerSource::Hwmon]);
         let plan = PowerPlan { source: Some(PowerSource::Estimate), ..plan };
-        assert_eq!(sources(&choices(&plan, &place(root.path())).unwrap()), [PowerSource::Estimate]);
+        assert_eq!(sources_of(&choices(&plan, &place(root.path())).unwrap()), [PowerSource::Estimate]);
     }
 
     #[test]
@@ -251,7 +309,7 @@ mod tests {
         // With a wattage it becomes an estimate that says what stood in the way.
         let plan = PowerPlan { estimate_watts_per_cpu: Some(15.0), ..PowerPlan::default() };
         let found = denied(&counter, || choices(&plan, &place(root.path())).ok()).unwrap();
-        assert_eq!(sources(&found), [PowerSource::Estimate]);
+        assert_eq!(sources_of(&found), [PowerSource::Estimate]);
         assert!(found[0].remarks[1].contains("may not be read"), "{:?}", found[0].remarks);
     }
 
