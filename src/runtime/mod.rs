@@ -18,6 +18,7 @@ mod handed;
 mod library;
 mod operators;
 mod placement;
+mod plugin;
 mod preload;
 pub mod products;
 pub mod providers;
