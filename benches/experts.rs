@@ -40,8 +40,13 @@ fn measure(pack: &str, options: &[String]) -> Result<()> {
     let package = Package::open(Path::new(pack))?;
     let index = package.shards()?.ok_or_else(|| Error::new(format!("`{pack}` is no pack")))?;
     let reference = RuntimeRef::Installed("cpu".to_owned());
-    let backend =
-        Backend { name: "cpu".into(), runtime: reference.clone(), provider: ProviderKind::Cpu, options: [].into() };
+    let backend = Backend {
+        name: "cpu".into(),
+        runtime: reference.clone(),
+        provider: ProviderKind::Cpu,
+        plugin: None,
+        options: [].into(),
+    };
     let runtime = Runtime::load(&catalog::find(&reference)?.path)?;
     let mut expected = None;
     for _ in 0..numbers("--repeat", "1")?[0] {

@@ -52,7 +52,8 @@ fn measure(package: &str, work: &str, options: &[String]) -> Result<()> {
         false => of_shape(&package, work, items)?,
     };
     let runtime = RuntimeRef::Installed(provider.name().to_owned());
-    let backend = Backend { name: provider.name().into(), runtime: runtime.clone(), provider, options: [].into() };
+    let backend =
+        Backend { name: provider.name().into(), runtime: runtime.clone(), provider, plugin: None, options: [].into() };
     let runtime = Runtime::load(&catalog::find(&runtime)?.path)?;
     let threads = number("--threads", 2)? as u32;
     let mut model = Model::load(&runtime, &package, &backend, &Plan::with_threads(threads))?;

@@ -63,6 +63,7 @@ fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
         name: "cpu".into(),
         runtime: RuntimeRef::Installed("cpu".into()),
         provider: ProviderKind::Cpu,
+        plugin: None,
         options: [].into(),
     };
     Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into(), arena: true })

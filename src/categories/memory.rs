@@ -8,6 +8,7 @@ use crate::engine::{Decoder, Prompter};
 use crate::error::{Error, Result};
 use crate::probe::memory::{Counters, Resident, proportional, reset_peak};
 use crate::probe::sampler::Sampler;
+use crate::runtime::providers::{self, Computes};
 
 /// The category.
 pub struct Memory;
@@ -95,7 +96,8 @@ impl Measure for Memory {
 
         let weights = package.manifest.bytes_read_per_token.weights;
         let seen = last.peak;
-        if cell.memory.holds_all_weights() && seen < weights {
+        let in_host = providers::of(cell.backend.provider).computes() == Computes::Host;
+        if in_host && cell.memory.holds_all_weights() && seen < weights {
             return Err(Error::invalid(format!(
                 "a peak of {} cannot hold the {} of weights that a step reads",
                 crate::units::bytes(seen),

@@ -77,7 +77,21 @@ named_enum! {
 
 named_enum! {
     /// An execution provider of ONNX Runtime.
-    ProviderKind { Cpu => "cpu", OpenVino => "openvino", Cuda => "cuda", TensorRt => "tensorrt" }
+    ProviderKind {
+        Cpu => "cpu",
+        OpenVino => "openvino",
+        Cuda => "cuda",
+        TensorRt => "tensorrt",
+        /// A library of its own, loaded by path: see [`Plugin`]. Last: the others are words of a matrix file.
+        Plugin => "plugin",
+    }
+}
+
+impl ProviderKind {
+    /// The words for providers that need nothing else.
+    pub fn words() -> &'static [&'static str] {
+        &Self::NAMES[..Self::NAMES.len() - 1]
+    }
 }
 
 named_enum! {
@@ -191,8 +205,27 @@ pub struct Backend {
     pub runtime: RuntimeRef,
     /// The execution provider.
     pub provider: ProviderKind,
+    /// Where the provider comes from, where it is a library of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<Plugin>,
     /// Provider options, passed on as they are.
     pub options: BTreeMap<String, String>,
+}
+
+/// An execution provider in a library of its own, which ONNX Runtime loads at run time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plugin {
+    /// The shared library, absolute.
+    pub library: PathBuf,
+    /// The provider in it, as the library calls it, e.g. `OpenVINOExecutionProvider`.
+    pub provider: String,
+}
+
+impl fmt::Display for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.library.file_name().unwrap_or_default();
+        f.pad(&format!("{} of {}", self.provider, file.display()))
+    }
 }
 
 /// A model's package as one cell uses it.

@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Execution provider.
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", value_parser = provider)]
     provider: ProviderKind,
     /// Runtime: an installed one (cpu, openvino, cuda) or the path of a libonnxruntime. Default: the provider's own.
     #[arg(long)]
@@ -283,15 +283,21 @@ fn texts(args: &Args, package: &Package, tokenizer: &Tokenizer) -> Result<Vec<St
         .collect()
 }
 
+fn provider(text: &str) -> std::result::Result<ProviderKind, String> {
+    let known = ProviderKind::words().contains(&text);
+    if known { text.parse() } else { Err(format!("`{text}` is not one of {}", ProviderKind::words().join(", "))) }
+}
+
 fn backend(args: &Args) -> Backend {
     let name = args.runtime.clone().unwrap_or_else(|| {
         match args.provider {
-            ProviderKind::Cpu => "cpu",
+            ProviderKind::Cpu | ProviderKind::Plugin => "cpu",
             ProviderKind::OpenVino => "openvino",
             ProviderKind::Cuda | ProviderKind::TensorRt => "cuda",
         }
         .to_owned()
     });
     let runtime = if name.contains('/') { RuntimeRef::Path(name.into()) } else { RuntimeRef::Installed(name) };
-    Backend { name: args.provider.name().into(), runtime, provider: args.provider, options: Default::default() }
+    let name = args.provider.name().into();
+    Backend { name, runtime, provider: args.provider, plugin: None, options: Default::default() }
 }

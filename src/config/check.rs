@@ -6,11 +6,13 @@ use serde_yaml::{Location, Spanned};
 
 use super::accuracy::{self, Accuracy};
 use super::axes::{Axes, Axis, Values};
-use super::file::{AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
+use super::file::{
+    AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, ProviderEntry, RuntimeEntry,
+};
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{
-    Backend, Category, Flavour, ImageSize, MeasurementPlan, PowerPlan, Precision, PromptSource, ProviderKind,
+    Backend, Category, Flavour, ImageSize, MeasurementPlan, Plugin, PowerPlan, Precision, PromptSource, ProviderKind,
     RuntimeRef,
 };
 use crate::yaml::suggest;
@@ -81,6 +83,8 @@ pub struct Set {
 }
 
 /// Largest values that make sense; anything above is a slip of the hand.
+/// The longest name of a plugin's provider: its options are told apart by it, in a buffer of 128 bytes.
+const LONGEST_PROVIDER: usize = 100;
 const MAX_REPETITIONS: u32 = 1_000_000;
 const MAX_SECONDS: f64 = 7.0 * 86_400.0;
 
@@ -210,11 +214,32 @@ impl Checker<'_> {
                 RuntimeRef::Installed(name.clone())
             }
         };
-        Backend {
-            name: entry.name.value.clone(),
-            runtime,
-            provider: self.word(&entry.provider, ProviderKind::NAMES).unwrap_or(ProviderKind::Cpu),
-            options: entry.options.clone(),
+        let (provider, plugin) = self.provider(&entry.provider);
+        Backend { name: entry.name.value.clone(), runtime, provider, plugin, options: entry.options.clone() }
+    }
+
+    fn provider(&mut self, entry: &Spanned<ProviderEntry>) -> (ProviderKind, Option<Plugin>) {
+        let unknown = |word: &str| {
+            let near = suggest(word, ProviderKind::words());
+            format!("unknown provider `{word}`{near} (a library of your own is `{{plugin: LIBRARY, name: PROVIDER}}`)")
+        };
+        match &entry.value {
+            ProviderEntry::Word(word) => match word.parse() {
+                Ok(kind) if kind != ProviderKind::Plugin => (kind, None),
+                _ => {
+                    self.problem(entry.referenced, unknown(word));
+                    (ProviderKind::Cpu, None)
+                }
+            },
+            ProviderEntry::Plugin { library, name } => {
+                if name.is_empty() || name.len() > LONGEST_PROVIDER || name.contains('\0') {
+                    let message =
+                        format!("`{name}` cannot be the name of a plugin's provider (1 to {LONGEST_PROVIDER} bytes)");
+                    self.problem(entry.referenced, message);
+                }
+                let plugin = Plugin { library: self.path(library), provider: name.clone() };
+                (ProviderKind::Plugin, Some(plugin))
+            }
         }
     }
 

@@ -58,7 +58,7 @@ pub struct ModelEntry {
 pub struct BackendEntry {
     pub name: Spanned<String>,
     pub runtime: Spanned<RuntimeEntry>,
-    pub provider: Spanned<String>,
+    pub provider: Spanned<ProviderEntry>,
     #[serde(default)]
     pub options: BTreeMap<String, String>,
 }
@@ -68,6 +68,13 @@ pub struct BackendEntry {
 pub enum RuntimeEntry {
     Name(String),
     Path(String),
+}
+
+/// A word, or `{plugin: …, name: …}`.
+#[derive(Debug)]
+pub enum ProviderEntry {
+    Word(String),
+    Plugin { library: String, name: String },
 }
 
 /// The axes, in `matrix` and in the rules.
@@ -237,6 +244,35 @@ impl<'de> Deserialize<'de> for RuntimeEntry {
         }
 
         deserializer.deserialize_any(RuntimeVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for ProviderEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct ByPlugin {
+            plugin: String,
+            name: String,
+        }
+        struct ProviderVisitor;
+
+        impl<'de> Visitor<'de> for ProviderVisitor {
+            type Value = ProviderEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("the name of a provider or `{plugin: LIBRARY, name: PROVIDER}`")
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<ProviderEntry, E> {
+                Ok(ProviderEntry::Word(value.to_owned()))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<ProviderEntry, A::Error> {
+                ByPlugin::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(|entry| ProviderEntry::Plugin { library: entry.plugin, name: entry.name })
+            }
+        }
+
+        deserializer.deserialize_any(ProviderVisitor)
     }
 }
 

@@ -158,7 +158,13 @@ pub fn schema() -> Value {
                     {"enum": ["cpu", "openvino", "cuda"]},
                     object("A library of your own.", &["path"], json!({"path": {"type": "string"}})),
                 ]},
-                "provider": {"enum": ProviderKind::NAMES, "description": "The execution provider."},
+                "provider": {"description": "The execution provider.", "oneOf": [
+                    {"enum": ProviderKind::words()},
+                    object("A plugin: a library of its own.", &["plugin", "name"], json!({
+                        "plugin": {"type": "string", "description": "The shared library, relative to this file."},
+                        "name": {"type": "string", "description": "The provider in it, e.g. `OpenVINOExecutionProvider`."},
+                    })),
+                ]},
                 "options": {"type": "object", "description": "Provider options, passed on as they are.", "additionalProperties": {"type": ["string", "number", "boolean"]}},
             }))},
             "matrix": object("The axes; every combination is a cell.", &["model", "backend", "batch", "prompt_tokens", "generate_tokens"], axes.clone()),

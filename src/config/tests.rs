@@ -3,6 +3,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cell::ProviderKind;
 
 mod accuracy;
 
@@ -64,6 +65,21 @@ fn a_good_file_expands() {
 }
 
 #[test]
+fn a_provider_may_be_a_library_of_its_own() {
+    let text = GOOD.replace("provider: openvino", "provider: {plugin: lib/vendor.so, name: VendorExecutionProvider}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("m.yaml");
+    std::fs::write(&file, text).unwrap();
+    let matrix = load(&file).unwrap();
+    let cell = matrix.cells.iter().find(|cell| cell.backend.name == "ov").unwrap();
+    assert_eq!(cell.backend.provider, ProviderKind::Plugin);
+    let plugin = cell.backend.plugin.clone().unwrap();
+    assert_eq!(plugin.library, folder.path().join("lib/vendor.so"));
+    assert_eq!(plugin.to_string(), "VendorExecutionProvider of vendor.so");
+    assert_eq!(cell.backend.options["num_of_threads"], "2");
+}
+
+#[test]
 fn images_are_an_axis_and_leave_the_ids_of_text_alone() {
     let ids = |text: &str| load_text(text).unwrap().cells.into_iter().map(|cell| cell.id).collect::<Vec<_>>();
     let text = GOOD.replace("batch: [1, 4]", "batch: [1, 4]\n  image: [none, 64x48]");
@@ -109,6 +125,10 @@ fn mistakes_have_places_and_remedies() {
         ("model twice", GOOD.replace("name: foreign", "name: tiny").replace("[tiny, foreign]", "[tiny]")),
         ("unknown placeholder", GOOD.replace("{precision}-", "{precison}-")),
         ("unknown runtime", GOOD.replace("runtime: openvino", "runtime: openvno")),
+        ("unknown provider", GOOD.replace("provider: openvino", "provider: openvno")),
+        ("plugin without its library", GOOD.replace("provider: openvino", "provider: plugin")),
+        ("plugin without its name", GOOD.replace("provider: openvino", "provider: {plugin: x.so}")),
+        ("plugin without a name", GOOD.replace("provider: openvino", "provider: {plugin: x.so, name: ''}")),
         ("version of the future", GOOD.replace("version: 1", "version: 9")),
         ("several at once", GOOD.replace("[fp32, int4]", "[fp33]").replace("batch: [1, 4]", "batch: -1")),
         ("broken YAML", GOOD.replace("matrix:", "matrix: [")),

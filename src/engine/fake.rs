@@ -250,6 +250,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
             name: backend.to_owned(),
             runtime: RuntimeRef::Installed(backend.to_owned()),
             provider,
+            plugin: None,
             options: BTreeMap::new(),
         },
         precision: Precision::Int4,

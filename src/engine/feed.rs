@@ -35,7 +35,7 @@ impl Feed {
         let count = parts.len();
         let keeps = weights.residency() == Residency::Resident;
         let feeder: Box<dyn Feeder> =
-            if plan.copies_weights || providers::of(backend.provider).computes() != Computes::Host {
+            if plan.copies_weights || providers::of(backend.provider).computes() == Computes::Cuda {
                 let device = ProviderMemory::open(runtime, backend, &copier())?;
                 Box::new(Ahead::new(pager, parts, Box::new(device), if keeps { count } else { SETS })?)
             } else {

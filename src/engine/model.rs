@@ -80,7 +80,7 @@ impl Model {
                 let message = format!(
                     "the key/value cache cannot be updated in place by a {} graph on {}",
                     package.manifest.flavour,
-                    provider.canonical_name()
+                    providers::name_of(backend)
                 );
                 return Err(Error::unsupported(message).hint("leave the cache mode to the program"));
             }
@@ -182,7 +182,7 @@ impl Model {
     }
 
     /// ONNX Runtime's name of the provider that was asked for.
-    pub fn provider(&self) -> &'static str {
+    pub fn provider(&self) -> &str {
         self.parts[0].session.provider()
     }
 

@@ -32,7 +32,7 @@ pub(super) struct Places {
 impl Setting {
     /// Where things go.
     pub fn places(self) -> Places {
-        let on_device = !self.on_disk && (self.copies || self.computes != Computes::Host);
+        let on_device = !self.on_disk && (self.copies || self.computes == Computes::Cuda);
         // A cache of the host's is copied to a device and back by every run: past and present are two tensors there.
         let in_reach = on_device || self.computes == Computes::Host;
         let shareable = self.update == CacheUpdate::InPlaceOrAppend && self.shares && in_reach;
@@ -73,6 +73,7 @@ mod tests {
             (ProviderKind::Cuda, InPlaceOrAppend, true, false, CacheMode::Append),
             (ProviderKind::TensorRt, InPlaceOrAppend, false, true, CacheMode::Append),
             (ProviderKind::TensorRt, Append, false, true, CacheMode::Append),
+            (ProviderKind::Plugin, InPlaceOrAppend, false, false, CacheMode::Append),
         ] {
             let places = of(provider, update, on_disk);
             assert_eq!((places.on_device, places.best_mode()), (on_device, mode), "{provider} {update:?} {on_disk}");

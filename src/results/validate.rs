@@ -135,7 +135,7 @@ pub fn weights_in_host_memory(cell: &Cell) -> bool {
         ProviderKind::OpenVino => {
             cell.backend.options.get("device_type").is_none_or(|device| device.to_ascii_uppercase().starts_with("CPU"))
         }
-        ProviderKind::Cuda | ProviderKind::TensorRt => false,
+        ProviderKind::Cuda | ProviderKind::TensorRt | ProviderKind::Plugin => false,
     }
 }
 

@@ -212,10 +212,14 @@ impl ProviderMemory {
                 let id = device_id(backend)?;
                 (ProviderKind::Cuda, (AllocationDevice::CUDA, id), (AllocationDevice::CUDA_PINNED, id))
             }
+            Computes::Unknown => {
+                let message = format!("the memory of {}'s device is not known here", providers::name_of(backend));
+                return Err(Error::unsupported(message));
+            }
         };
         let options = backend.options.iter().filter(|(key, _)| provider == ProviderKind::Cuda && *key == "device_id");
         let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
-        let backend = Backend { provider, options, ..backend.clone() };
+        let backend = Backend { provider, options, plugin: None, ..backend.clone() };
         let options = SessionOptions { threads: 1, config: [].into(), arena: true };
         let session = Session::of_bytes(runtime, copier, &backend, &options)?;
         let allocator = |place: &Place| {

@@ -19,6 +19,7 @@ mod heap;
 mod library;
 mod operators;
 mod placement;
+mod plugin;
 mod preload;
 pub mod products;
 pub mod providers;

@@ -40,6 +40,9 @@ pub(super) fn failure(provider: ProviderKind, name: &str, library: &Path, error:
         true => pieces::missing(provider, Path::new("/"), nvidia::root_of(library)),
         false => Vec::new(),
     };
+    if let Some(error) = started_badly(provider, name, &cause.to_string()) {
+        return error;
+    }
     if missing.is_empty() {
         let failed = Error::unsupported(format!("{name} cannot start on this machine"));
         return failed.because(cause).hint(providers::of(provider).remedy());
@@ -48,4 +51,11 @@ pub(super) fn failure(provider: ProviderKind, name: &str, library: &Path, error:
     Error::unsupported(format!("{name} cannot start on this machine: {}", names.join(", ")))
         .because(cause)
         .hint(advice.join("; "))
+}
+
+/// What is wrong with the machine, where a provider of NVIDIA's met it when it started.
+pub(super) fn started_badly(provider: ProviderKind, name: &str, message: &str) -> Option<Error> {
+    let (what, hint) = pieces::of_failure(message).filter(|_| nvidia::concerns(provider))?;
+    let error = Error::unsupported(format!("{name} cannot start on this machine: {what}"));
+    Some(error.because(std::io::Error::other(message.to_owned())).hint(hint))
 }

@@ -9,7 +9,7 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 use super::custom::{self, Failure, Weights};
 use super::operators::Refusal;
 use super::providers::{self, Computes, Provider};
-use super::{Placement, Runtime, ort_error, preload};
+use super::{Placement, Runtime, ort_error, plugin, preload};
 use crate::cell::Backend;
 use crate::error::{Error, Result};
 
@@ -32,7 +32,7 @@ pub struct Session {
     pub(super) failure: Failure,
     /// Whether its provider computes in the host's memory.
     pub(super) uses_host_memory: bool,
-    provider: &'static str,
+    provider: String,
     placement: Placement,
 }
 
@@ -88,8 +88,8 @@ impl Session {
         weights: Option<&Arc<dyn Weights>>,
     ) -> Result<Self> {
         let provider = providers::of(backend.provider);
-        let name = provider.canonical_name();
-        if !runtime.compiled_providers()?.iter().any(|compiled| compiled == name) {
+        let name = providers::name_of(backend);
+        if backend.plugin.is_none() && !runtime.compiled_providers()?.iter().any(|compiled| compiled == name) {
             let message = format!("the runtime `{}` was built without {name}", runtime.library().display());
             return Err(Error::unsupported(message).hint(provider.remedy()));
         }
@@ -103,6 +103,9 @@ impl Session {
         let mut builder = builder
             .with_execution_providers(dispatched)
             .map_err(|error| preload::failure(backend.provider, name, runtime.library(), &error.into()))?;
+        if let Some(plugin) = &backend.plugin {
+            builder = plugin::add(builder, runtime, plugin, &backend.options)?;
+        }
         let failure = Failure::default();
         if let Some(weights) = weights {
             let domain = custom::domain(weights, options.threads, &failure)?;
@@ -114,14 +117,23 @@ impl Session {
             Source::File(file) => (builder.commit_from_file(file), file),
             Source::Bytes(model) => (builder.commit_from_memory(model), Path::new("a graph of this program")),
         };
-        let inner = inner.map_err(|error| failure.take().unwrap_or_else(|| refused(runtime, file, name, error)))?;
+        let inner = inner.map_err(|error| {
+            let of_machine = || preload::started_badly(backend.provider, name, &error.to_string());
+            failure.take().or_else(of_machine).unwrap_or_else(|| refused(runtime, file, name, error))
+        })?;
         let placement = Placement::read(&inner)?;
-        Ok(Self { inner, failure, uses_host_memory: provider.computes() == Computes::Host, provider: name, placement })
+        Ok(Self {
+            inner,
+            failure,
+            uses_host_memory: provider.computes() == Computes::Host,
+            provider: name.to_owned(),
+            placement,
+        })
     }
 
     /// ONNX Runtime's name of the provider that was asked for.
-    pub fn provider(&self) -> &'static str {
-        self.provider
+    pub fn provider(&self) -> &str {
+        &self.provider
     }
 
     /// Which provider runs which node.

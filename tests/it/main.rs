@@ -20,6 +20,7 @@ mod limits;
 mod measuring;
 mod pack;
 mod packs;
+mod plugins;
 mod power;
 mod reliability;
 mod rewinding;

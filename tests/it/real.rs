@@ -24,8 +24,13 @@ pub fn load_with(package: &Package, plan: &Plan) -> Result<Model> {
         let library = catalog::find(&cpu).expect("a runtime");
         Runtime::load(&library.path).expect("the library")
     });
-    let backend =
-        Backend { name: "cpu".to_owned(), runtime: cpu.clone(), provider: ProviderKind::Cpu, options: [].into() };
+    let backend = Backend {
+        name: "cpu".to_owned(),
+        runtime: cpu.clone(),
+        provider: ProviderKind::Cpu,
+        plugin: None,
+        options: [].into(),
+    };
     Model::load(runtime, package, &backend, plan)
 }
 

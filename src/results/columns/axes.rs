@@ -66,9 +66,15 @@ fn settings() -> Vec<Column> {
         column("runtime", Kind::Text, "The build of ONNX Runtime: an installed one's name, or a path.", |row| {
             Some(row.outcome.cell.backend.runtime.to_string().into())
         }),
-        column("provider", Kind::Text, "The execution provider asked for.", |row| {
-            Some(row.outcome.cell.backend.provider.name().into())
-        }),
+        column(
+            "provider",
+            Kind::Text,
+            "The execution provider asked for; of a plugin its name and its library's file.",
+            |row| {
+                let backend = &row.outcome.cell.backend;
+                Some(backend.plugin.as_ref().map_or_else(|| backend.provider.to_string(), ToString::to_string).into())
+            },
+        ),
         column(
             "provider_options",
             Kind::Text,

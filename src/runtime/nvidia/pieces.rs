@@ -128,6 +128,22 @@ pub fn missing(provider: ProviderKind, root: &Path, runtimes: Option<&Path>) -> 
         .collect()
 }
 
+/// What CUDA's own error says of the machine, where it is the machine's fault: what is wrong, and what mends it.
+/// The libraries may all be there without a GPU or a driver that runs.
+pub fn of_failure(message: &str) -> Option<(&'static str, &'static str)> {
+    let number = message.split("CUDA failure ").nth(1)?;
+    let number: u32 = number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+    // Numbers of cudaError_t.
+    Some(match number {
+        35 => ("the NVIDIA driver is too old for CUDA 13, or does not run", PIECES[0].remedy),
+        100 => ("there is no NVIDIA GPU, or this process may not use it", "a machine (or container) with a GPU"),
+        101 => ("the provider's option `device_id` names no GPU", "take a `device_id` that `nvidia-smi -L` lists"),
+        209 => ("the build of ONNX Runtime has no kernels for this GPU", "a GPU of compute capability 7.5 or later"),
+        803 => ("the NVIDIA driver's library and kernel module are of different versions", "restart the machine"),
+        _ => return None,
+    })
+}
+
 fn brings(pin: &Pin, library: &str) -> bool {
     pin.main == library || pin.libraries.contains(&library)
 }
@@ -242,6 +258,18 @@ mod tests {
         let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 06:54:38 UTC 2025\n";
         let root = tree(&[("proc/driver/nvidia/version", closed)]);
         assert_eq!(driver_version(root.path()), Some((580, "580.65.06".to_owned())));
+    }
+
+    #[test]
+    fn errors_of_cuda_that_are_the_machines_are_told_apart() {
+        let said = |number| of_failure(&format!("CudaCall(...) CUDA failure {number}: some words ; GPU=-1"));
+        assert!(said(35).unwrap().0.contains("driver is too old"));
+        assert!(said(100).unwrap().0.contains("no NVIDIA GPU"));
+        assert!(said(101).unwrap().1.contains("nvidia-smi"));
+        // Out of memory is not the machine's lack of anything.
+        assert_eq!(said(2), None);
+        assert_eq!(of_failure("CUDA failure"), None);
+        assert_eq!(of_failure("CUDA failure : x"), None);
     }
 
     #[test]

@@ -3,13 +3,14 @@
 mod cpu;
 mod cuda;
 mod openvino;
+mod plugin;
 mod tensorrt;
 
 use std::collections::BTreeMap;
 
 use ort::ep::ExecutionProviderDispatch;
 
-use crate::cell::ProviderKind;
+use crate::cell::{Backend, ProviderKind};
 
 /// What the engine must know of an execution provider.
 pub trait Provider: Sync {
@@ -38,6 +39,8 @@ pub enum Computes {
     Host,
     /// That of an NVIDIA GPU.
     Cuda,
+    /// One that this program cannot name: what is bound is the host's, and ONNX Runtime copies it where it must.
+    Unknown,
 }
 
 /// The provider behind a name.
@@ -47,7 +50,13 @@ pub fn of(kind: ProviderKind) -> &'static dyn Provider {
         ProviderKind::OpenVino => &openvino::OpenVino,
         ProviderKind::Cuda => &cuda::Cuda,
         ProviderKind::TensorRt => &tensorrt::TensorRt,
+        ProviderKind::Plugin => &plugin::OfLibrary,
     }
+}
+
+/// ONNX Runtime's name of a backend's provider.
+pub fn name_of(backend: &Backend) -> &str {
+    backend.plugin.as_ref().map_or_else(|| of(backend.provider).canonical_name(), |plugin| &plugin.provider)
 }
 
 /// Adds the user's options, which win over ours.
