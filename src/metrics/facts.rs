@@ -39,12 +39,30 @@ const GENERAL: &[Fact] = &[
         "package_hash",
         FactKind::Text,
         None,
-        "SHA-256 of the package's manifest, which holds the hashes of its files.",
+        "SHA-256 of the package's manifest, which holds the hashes of its files; of a graph, of the hashes of its ONNX file and of the files beside it that hold its constants.",
     ),
     fact("package_weights", FactKind::Text, None, "`checkpoint`, `random`, or `random, router skewed`."),
     fact("parameters_total", FactKind::Integer, None, "Weights of the model, tied weights once."),
+    fact("graph_nodes", FactKind::Integer, None, "Nodes of a graph as its file has them, before any optimization."),
+    fact(
+        "inputs_hash",
+        FactKind::Text,
+        None,
+        "First 16 digits of the SHA-256 over names, types, shapes and elements of a graph's inputs: equal ones were fed the same.",
+    ),
+    fact(
+        "runs_per_timing",
+        FactKind::Integer,
+        None,
+        "Runs of a graph that were timed together, because one is too short for the clock or there would be too many samples.",
+    ),
     fact("parameters_active_per_token", FactKind::Integer, None, "Weights that one decoded token multiplies with."),
-    fact("package_bytes", FactKind::Integer, None, "Size of the package's files."),
+    fact(
+        "package_bytes",
+        FactKind::Integer,
+        None,
+        "Size of the package's files; of a graph, of its file and those beside it.",
+    ),
     fact(
         "weights_bytes_per_step",
         FactKind::Integer,
@@ -371,7 +389,7 @@ pub const CEILINGS: &[Fact] = &[
 ];
 
 /// Facts in which all processes of a cell must agree: figures of two packages do not belong in one row.
-pub const IDENTITY: &[&str] = &["package_hash", "runtime_version", "runtime_build"];
+pub const IDENTITY: &[&str] = &["package_hash", "inputs_hash", "runtime_version", "runtime_build"];
 
 const fn fact(name: &'static str, kind: FactKind, category: Option<Category>, description: &'static str) -> Fact {
     Fact { name, kind, category, description }

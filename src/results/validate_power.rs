@@ -20,7 +20,7 @@ pub fn check(cell: &Cell, facts: &BTreeMap<String, FactValue>, samples: &[Sample
     };
     let estimated = source == PowerSource::Estimate.name();
     for series in SERIES.iter().filter(|series| series.category == Some(Category::Power)) {
-        if !metrics::depends_on_meter(series.name) || metrics::is_empty_for(series.name, &cell.workload) {
+        if !metrics::depends_on_meter(series.name) || metrics::is_empty_for(series.name, cell) {
             continue;
         }
         let present = samples.iter().any(|run| run.metric == series.name && !run.values.is_empty());

@@ -14,6 +14,7 @@ mod buffers;
 pub mod custom;
 pub mod device;
 mod fetch;
+mod graph;
 mod handed;
 mod heap;
 mod library;
@@ -28,6 +29,7 @@ mod weights;
 
 pub use bindings::Bindings;
 pub use buffers::{BufferId, Element, Memory, Region};
+pub use graph::{Bound, HostTensor, Output, OutputElements};
 pub use library::{Runtime, SharedThreads};
 pub use placement::Placement;
 pub use session::{Session, SessionOptions};
