@@ -60,12 +60,43 @@ pub(super) const SERIES: &[Series] = &[
         "Energy × time of all decode steps behind one prompt for the whole batch, both means over the block.",
     ),
     series(
+        "graph_energy_joules_per_run",
+        "J/run",
+        Lower,
+        "Of a graph: energy of a block of runs ÷ runs; what is counted stands in `power_counted`.",
+    ),
+    series(
+        "graph_energy_above_idle_joules_per_run",
+        "J/run",
+        Lower,
+        "The same less the idle power before the block × the block's seconds; within the meter's error it may be negative.",
+    ),
+    series("graph_runs_per_joule", "runs/J", Higher, "Of a graph: runs ÷ energy of a block of runs."),
+    series("graph_power_watts", "W", Neither, "Of a graph: mean power of a block of runs, energy ÷ seconds."),
+    series(
+        "graph_peak_power_watts",
+        "W",
+        Neither,
+        "Of a graph: largest mean power in a block of runs over any window of `power_peak_window_seconds` or more.",
+    ),
+    series(
+        "graph_energy_delay_product_joule_seconds",
+        "J·s",
+        Lower,
+        "Of a graph: energy × time of one run, both means over the block.",
+    ),
+    series(
         "idle_power_watts",
         "W",
         Neither,
         "Mean power before a block, over `idle_seconds` of sleep with the model loaded; one value a block.",
     ),
-    series("power_block_seconds", "s", Neither, "Seconds of work of a block, of prefill and of decode."),
+    series(
+        "power_block_seconds",
+        "s",
+        Neither,
+        "Seconds of work of a block, of prefill and of decode, or of runs of a graph.",
+    ),
     series(
         "estimated_prefill_energy_joules_per_token",
         "J/token",
@@ -114,6 +145,30 @@ pub(super) const SERIES: &[Series] = &[
         Lower,
         "No measurement: estimated energy × time of all decode steps behind one prompt for the whole batch.",
     ),
+    series(
+        "estimated_graph_energy_joules_per_run",
+        "J/run",
+        Lower,
+        "No measurement: seconds of the processor that the process and its children used in a block of runs × `power_estimate_watts_per_cpu` ÷ runs.",
+    ),
+    series(
+        "estimated_graph_runs_per_joule",
+        "runs/J",
+        Higher,
+        "No measurement: runs ÷ estimated energy of a block of runs.",
+    ),
+    series(
+        "estimated_graph_power_watts",
+        "W",
+        Neither,
+        "No measurement: estimated energy of a block of runs ÷ seconds.",
+    ),
+    series(
+        "estimated_graph_energy_delay_product_joule_seconds",
+        "J·s",
+        Lower,
+        "No measurement: estimated energy × time of one run.",
+    ),
 ];
 
 /// Facts, in the order of their columns.
@@ -143,6 +198,13 @@ pub(super) const FACTS: &[Fact] = &[
     ),
     fact("decode_dram_joules_per_token", FactKind::Score, "The memory's share."),
     fact("decode_gpu_joules_per_token", FactKind::Score, "The GPU's share."),
+    fact(
+        "graph_processor_joules_per_run",
+        FactKind::Score,
+        "The processor's share of `graph_energy_joules_per_run`, over all blocks; empty where it has no domain of its own.",
+    ),
+    fact("graph_dram_joules_per_run", FactKind::Score, "The memory's share."),
+    fact("graph_gpu_joules_per_run", FactKind::Score, "The GPU's share."),
     fact(
         "power_update_seconds",
         FactKind::Float,

@@ -305,6 +305,7 @@ const NEED_DECODE: &[&str] = &[
     "decode_pss_bytes",
     "decode_energy_joules_per_token",
     "decode_energy_above_idle_joules_per_token",
+    "graph_energy_above_idle_joules_per_run",
     "decode_tokens_per_joule",
     "decode_power_watts",
     "decode_peak_power_watts",
@@ -327,6 +328,16 @@ const ONLY_OF_GRAPHS: &[&str] = &[
     "steady_anonymous_bytes",
     "steady_file_backed_bytes",
     "steady_pss_bytes",
+    "graph_energy_joules_per_run",
+    "graph_energy_above_idle_joules_per_run",
+    "graph_runs_per_joule",
+    "graph_power_watts",
+    "graph_peak_power_watts",
+    "graph_energy_delay_product_joule_seconds",
+    "estimated_graph_energy_joules_per_run",
+    "estimated_graph_runs_per_joule",
+    "estimated_graph_power_watts",
+    "estimated_graph_energy_delay_product_joule_seconds",
 ];
 
 /// Series that graphs have as well as language models.
@@ -343,6 +354,8 @@ const OF_GRAPHS_TOO: &[&str] = &[
     "major_faults",
     "minor_faults",
     "disk_read_bytes",
+    "idle_power_watts",
+    "power_block_seconds",
 ];
 
 /// Whether a cell leaves this series empty: it is of the other kind of model, without decode steps, without an image, or
@@ -373,6 +386,7 @@ pub const MAY_BE_ZERO: &[&str] = &[
     "cache_measured_bytes",
     "prefill_energy_above_idle_joules_per_token",
     "decode_energy_above_idle_joules_per_token",
+    "graph_energy_above_idle_joules_per_run",
 ];
 
 /// Series in which a negative value can be true: differences of two measurements.

@@ -12,7 +12,7 @@ use crate::stats::{Ratio, Summary, Verdict};
 use crate::units;
 
 /// The series that the table shows, and what people call them. The rest is in `summary.csv`.
-const SHOWN: [(&str, &str); 16] = [
+const SHOWN: [(&str, &str); 18] = [
     ("latency_seconds", "latency of a run"),
     ("ttft_seconds", "time to first token"),
     ("vision_seconds", "  vision tower"),
@@ -27,8 +27,10 @@ const SHOWN: [(&str, &str); 16] = [
     ("peak_anonymous_bytes", "peak anonymous memory"),
     ("prefill_energy_joules_per_token", "prefill, J/token"),
     ("decode_energy_joules_per_token", "decode, J/token"),
+    ("graph_energy_joules_per_run", "J/run"),
     ("estimated_prefill_energy_joules_per_token", "prefill, J/token, ESTIMATED"),
     ("estimated_decode_energy_joules_per_token", "decode, J/token, ESTIMATED"),
+    ("estimated_graph_energy_joules_per_run", "J/run, ESTIMATED"),
 ];
 
 const WIDTH: usize = 110;

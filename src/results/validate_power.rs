@@ -30,7 +30,7 @@ pub fn check(cell: &Cell, facts: &BTreeMap<String, FactValue>, samples: &[Sample
             return Err(format!("with the source `{source}` there is {what} of `{}`", series.name));
         }
     }
-    for phase in ["prefill", "decode"] {
+    for phase in ["prefill", "decode", "graph"] {
         let of = |name: &str| {
             let name = format!("{phase}_{name}");
             samples.iter().filter(move |run| run.metric == name).map(|run| (run.repetition, &run.values))

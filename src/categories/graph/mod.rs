@@ -2,6 +2,7 @@
 
 mod common;
 mod memory;
+mod power;
 mod speed;
 mod throughput;
 mod timing;
@@ -16,7 +17,7 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Throughput => &throughput::Throughput,
         Category::Memory => &memory::Memory,
         Category::Accuracy => &Accuracy,
-        Category::Power => &Accuracy,
+        Category::Power => &power::Power,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Power efficiency: the energy of a token, in prefill and in decode, and the power behind it.
 
 pub mod blocks;
-mod report;
+pub(super) mod report;
 mod work;
 
 use crate::categories::common::{self, Loaded};
@@ -13,8 +13,8 @@ use crate::probe::power::registry::{self, Choice};
 use crate::probe::power::{Monitor, Place};
 use crate::units;
 
-use blocks::Work as _;
-use report::Report;
+use blocks::{Block, Work as _};
+use report::{Phase, Report};
 use work::{Decode, Prefill};
 
 /// The category.
@@ -23,10 +23,7 @@ pub struct Power;
 impl Measure for Power {
     fn measure(&self, context: &Context) -> Result<()> {
         let (cell, report) = (context.cell, context.report);
-        let plan = cell.power.as_deref().cloned().unwrap_or_default();
-        report.phase("meters")?;
-        // Before the model is loaded: a machine without a meter is to say so at once.
-        let choices = registry::choices(&plan, &place(cell, &plan))?;
+        let (plan, choices) = prepare(context)?;
         let Loaded { mut model, mut feeding } = common::load(context)?;
         let mut decoder = common::decoder(context, &model)?;
         report.phase("warmup")?;
@@ -40,31 +37,61 @@ impl Measure for Power {
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup.max(1)))?;
 
-        report.phase("meters")?;
-        let (monitor, remarks) = start(choices)?;
-        for remark in remarks {
-            report.warning(remark)?;
-        }
         let with_decode = cell.workload.generate_tokens > 1;
-        check_time(cell, &plan, &monitor, with_decode)?;
-        let mut figures = Report::new(context, &monitor);
-        figures.meters(&plan)?;
-        let phases = if with_decode { 2 } else { 1 };
-        for number in 0..plan.blocks {
-            let progress = |done: u32| {
-                report.progress("measure", u64::from(number * phases + done), u64::from(plan.blocks * phases))
-            };
-            progress(0)?;
-            let mut prefill = Prefill::new(context, &mut model, &mut decoder, &mut feeding, &mut turns, fresh);
-            figures.block("prefill", number, &blocks::measure(&monitor, &plan, &mut prefill)?)?;
-            if with_decode {
-                progress(1)?;
+        let phases: &[Phase] = if with_decode { &[Phase::PREFILL, Phase::DECODE] } else { &[Phase::PREFILL] };
+        measure_blocks(context, &plan, choices, phases, &mut |phase, monitor| {
+            if phase == Phase::PREFILL {
+                let mut prefill = Prefill::new(context, &mut model, &mut decoder, &mut feeding, &mut turns, fresh);
+                blocks::measure(monitor, &plan, &mut prefill)
+            } else {
                 let mut decode = Decode::new(context, &mut model, &mut decoder, &mut feeding, &mut turns, fresh);
-                figures.block("decode", number, &blocks::measure(&monitor, &plan, &mut decode)?)?;
+                blocks::measure(monitor, &plan, &mut decode)
             }
-        }
-        figures.finish()
+        })
     }
+}
+
+/// What the cell says of power, and the meters that may serve. Asked before the model is loaded: a machine without a
+/// meter is to say so at once.
+///
+/// # Errors
+/// No meter, and no wattage for an estimate.
+pub fn prepare(context: &Context) -> Result<(PowerPlan, Vec<Choice>)> {
+    context.report.phase("meters")?;
+    let plan = context.cell.power.as_deref().cloned().unwrap_or_default();
+    let choices = registry::choices(&plan, &place(context.cell, &plan))?;
+    Ok((plan, choices))
+}
+
+/// Measures the plan's number of blocks of each phase in turns, and reports them.
+///
+/// # Errors
+/// Meters that stand still or fail, too little time, a failed run.
+pub fn measure_blocks(
+    context: &Context,
+    plan: &PowerPlan,
+    choices: Vec<Choice>,
+    phases: &[Phase],
+    block: &mut dyn FnMut(Phase, &Monitor) -> Result<Block>,
+) -> Result<()> {
+    let report = context.report;
+    report.phase("meters")?;
+    let (monitor, remarks) = start(choices)?;
+    for remark in remarks {
+        report.warning(remark)?;
+    }
+    check_time(context.cell, plan, &monitor, phases.len() as u32)?;
+    let mut figures = Report::new(context, &monitor);
+    figures.meters(plan)?;
+    let mut done = 0;
+    for number in 0..plan.blocks {
+        for phase in phases {
+            report.progress("measure", done, u64::from(plan.blocks) * phases.len() as u64)?;
+            figures.block(*phase, number, &block(*phase, &monitor)?)?;
+            done += 1;
+        }
+    }
+    figures.finish()
 }
 
 /// Where the cell's meters are.
@@ -95,10 +122,10 @@ fn start(choices: Vec<Choice>) -> Result<(Monitor, Vec<String>)> {
 }
 
 /// A cell that cannot end in time need not begin.
-fn check_time(cell: &Cell, plan: &PowerPlan, monitor: &Monitor, with_decode: bool) -> Result<()> {
+fn check_time(cell: &Cell, plan: &PowerPlan, monitor: &Monitor, phases: u32) -> Result<()> {
     let (block, idle) = blocks::durations(plan, monitor.calibration().update_seconds)?;
     let idle = if monitor.is_estimate() { 0.0 } else { idle };
-    let needed = f64::from(plan.blocks) * if with_decode { 2.0 } else { 1.0 } * (block + idle);
+    let needed = f64::from(plan.blocks) * f64::from(phases) * (block + idle);
     let timeout = cell.measurement.timeout_seconds;
     if needed <= timeout {
         return Ok(());

@@ -13,12 +13,30 @@ const PARTS: [(&str, Part); 3] = [("processor", Part::Processor), ("dram", Part:
 /// Readings without a pause, to see what one takes: at most so many seconds.
 const BURST_SECONDS: f64 = 2.0;
 
+/// Work whose figures have columns of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// How its columns begin.
+    name: &'static str,
+    /// What a unit of it is.
+    unit: &'static str,
+}
+
+impl Phase {
+    /// A language model's first pass over a prompt.
+    pub const PREFILL: Self = Self { name: "prefill", unit: "token" };
+    /// A language model's steps after it.
+    pub const DECODE: Self = Self { name: "decode", unit: "token" };
+    /// Runs of any graph.
+    pub const GRAPH: Self = Self { name: "graph", unit: "run" };
+}
+
 /// Sends figures, and remembers what facts are made of.
 pub struct Report<'a> {
     context: &'a Context<'a>,
     monitor: &'a Monitor,
     /// The sum of each phase's blocks.
-    sums: Vec<(&'static str, Block)>,
+    sums: Vec<(Phase, Block)>,
     idle_watts: Vec<f64>,
     /// Joules and seconds of reading without a pause, and the number of readings.
     burst: Option<(f64, f64, u64)>,
@@ -60,29 +78,30 @@ impl<'a> Report<'a> {
     }
 
     /// Sends the figures of one block.
-    pub fn block(&mut self, phase: &'static str, number: u32, block: &Block) -> Result<()> {
+    pub fn block(&mut self, phase: Phase, number: u32, block: &Block) -> Result<()> {
         let sample = |name: String, value: f64| self.context.report.samples(&name, number, vec![value]);
         sample("power_block_seconds".to_owned(), block.seconds)?;
         if let Some(idle) = block.idle_watts {
             sample("idle_power_watts".to_owned(), idle)?;
             self.idle_watts.push(idle);
         }
+        let Phase { name: of, unit } = phase;
         let figures = [
-            ("energy_joules_per_token", Some(block.joules_per_unit())),
-            ("energy_above_idle_joules_per_token", block.joules_above_idle_per_unit()),
-            ("tokens_per_joule", Some(block.units_per_joule())),
-            ("power_watts", Some(block.watts())),
-            ("peak_power_watts", block.idle_watts.map(|_| block.peak_watts)),
-            ("energy_delay_product_joule_seconds", Some(block.energy_delay_product())),
+            (format!("energy_joules_per_{unit}"), Some(block.joules_per_unit())),
+            (format!("energy_above_idle_joules_per_{unit}"), block.joules_above_idle_per_unit()),
+            (format!("{unit}s_per_joule"), Some(block.units_per_joule())),
+            ("power_watts".to_owned(), Some(block.watts())),
+            ("peak_power_watts".to_owned(), block.idle_watts.map(|_| block.peak_watts)),
+            ("energy_delay_product_joule_seconds".to_owned(), Some(block.energy_delay_product())),
         ];
         // What is estimated has no place among what is measured.
         let prefix = if self.monitor.is_estimate() { "estimated_" } else { "" };
         for (name, value) in figures {
             if let Some(value) = value {
-                sample(format!("{prefix}{phase}_{name}"), value)?;
+                sample(format!("{prefix}{of}_{name}"), value)?;
             }
         }
-        match self.sums.iter_mut().find(|(name, _)| *name == phase) {
+        match self.sums.iter_mut().find(|(known, _)| *known == phase) {
             Some((_, sum)) => sum.join(block),
             None => self.sums.push((phase, block.clone())),
         }
@@ -95,10 +114,10 @@ impl<'a> Report<'a> {
         if monitor.is_estimate() {
             return Ok(());
         }
-        for (phase, sum) in &self.sums {
+        for (Phase { name: phase, unit }, sum) in &self.sums {
             for (name, part) in PARTS {
                 if let Some(joules) = sum.joules_per_unit_of(part, monitor) {
-                    report.fact(&format!("{phase}_{name}_joules_per_token"), joules)?;
+                    report.fact(&format!("{phase}_{name}_joules_per_{unit}"), joules)?;
                 }
             }
         }
@@ -121,7 +140,7 @@ impl<'a> Report<'a> {
     /// Every domain with its mean power in each phase.
     fn domains(&self) -> String {
         let place_of = |place: usize| {
-            let watts = self.sums.iter().map(|(phase, sum)| {
+            let watts = self.sums.iter().map(|(Phase { name: phase, .. }, sum)| {
                 let watts = sum.by_domain.get(place).copied().unwrap_or(0.0) / sum.seconds;
                 format!("{phase} {} W", significant(watts, 3))
             });
