@@ -253,6 +253,8 @@ const NEED_DECODE: &[&str] = &[
     "decode_power_watts",
     "decode_peak_power_watts",
     "decode_energy_delay_product_joule_seconds",
+    "decode_idle_power_watts",
+    "decode_block_seconds",
     "estimated_decode_energy_joules_per_token",
     "estimated_decode_tokens_per_joule",
     "estimated_decode_power_watts",

@@ -62,9 +62,9 @@ impl<'a> Report<'a> {
     /// Sends the figures of one block.
     pub fn block(&mut self, phase: &'static str, number: u32, block: &Block) -> Result<()> {
         let sample = |name: String, value: f64| self.context.report.samples(&name, number, vec![value]);
-        sample("power_block_seconds".to_owned(), block.seconds)?;
+        sample(format!("{phase}_block_seconds"), block.seconds)?;
         if let Some(idle) = block.idle_watts {
-            sample("idle_power_watts".to_owned(), idle)?;
+            sample(format!("{phase}_idle_power_watts"), idle)?;
             self.idle_watts.push(idle);
         }
         let figures = [
