@@ -1,7 +1,7 @@
 //! Power efficiency: the energy of a token, in prefill and in decode, and the power behind it.
 
 pub mod blocks;
-mod report;
+pub mod report;
 mod work;
 
 use crate::categories::common::{self, Loaded};
@@ -14,7 +14,7 @@ use crate::probe::power::{Monitor, Place};
 use crate::units;
 
 use blocks::Work as _;
-use report::Report;
+use report::{Report, Units};
 use work::{Decode, Prefill};
 
 /// The category.
@@ -26,7 +26,7 @@ impl Measure for Power {
         let plan = cell.power.as_deref().cloned().unwrap_or_default();
         report.phase("meters")?;
         // Before the model is loaded: a machine without a meter is to say so at once.
-        let choices = registry::choices(&plan, &place(cell, &plan))?;
+        let choices = meters(cell, &plan)?;
         let Loaded { mut model, mut feeding } = common::load(context)?;
         let mut decoder = common::decoder(context, &model)?;
         report.phase("warmup")?;
@@ -41,15 +41,11 @@ impl Measure for Power {
         report.fact("warmup_runs", u64::from(cell.measurement.warmup.max(1)))?;
 
         report.phase("meters")?;
-        let (monitor, remarks) = start(choices)?;
-        for remark in remarks {
-            report.warning(remark)?;
-        }
         let with_decode = cell.workload.generate_tokens > 1;
-        check_time(cell, &plan, &monitor, with_decode)?;
-        let mut figures = Report::new(context, &monitor);
-        figures.meters(&plan)?;
         let phases = if with_decode { 2 } else { 1 };
+        let monitor = start(context, choices, &plan, phases)?;
+        let mut figures = Report::new(context, &monitor, TOKENS);
+        figures.meters(&plan)?;
         for number in 0..plan.blocks {
             let progress = |done: u32| {
                 report.progress("measure", u64::from(number * phases + done), u64::from(plan.blocks * phases))
@@ -67,6 +63,17 @@ impl Measure for Power {
     }
 }
 
+/// What a language model's blocks are counted in.
+const TOKENS: Units = Units { one: "token", many: "tokens" };
+
+/// The meters that may serve a cell, the best first.
+///
+/// # Errors
+/// Unsupported, where there are none.
+pub fn meters(cell: &Cell, plan: &PowerPlan) -> Result<Vec<Choice>> {
+    registry::choices(plan, &place(cell, plan))
+}
+
 /// Where the cell's meters are.
 fn place(cell: &Cell, plan: &PowerPlan) -> Place {
     let gpu = matches!(cell.backend.provider, ProviderKind::Cuda | ProviderKind::TensorRt).then(|| {
@@ -76,14 +83,21 @@ fn place(cell: &Cell, plan: &PowerPlan) -> Place {
     Place { rails: plan.rails.clone(), gpu, ..Place::here() }
 }
 
-/// The first choice whose counters move, and what is to be said of it and of those before.
-fn start(choices: Vec<Choice>) -> Result<(Monitor, Vec<String>)> {
+/// Takes the first choice whose counters move into use, and says what is to be said of it and of those before. `phases` is
+/// the number of kinds of blocks that are to be measured.
+///
+/// # Errors
+/// Unsupported where no counter moves; invalid where the meter is too slow for the plan or for the cell's timeout.
+pub fn start(context: &Context, choices: Vec<Choice>, plan: &PowerPlan, phases: u32) -> Result<Monitor> {
     let mut standing = Vec::new();
     for Choice { meters, mut remarks } in choices {
         match Monitor::start(meters, &mut remarks) {
             Ok(monitor) => {
-                standing.append(&mut remarks);
-                return Ok((monitor, standing));
+                for remark in standing.into_iter().chain(remarks) {
+                    context.report.warning(remark)?;
+                }
+                check_time(context.cell, plan, &monitor, phases)?;
+                return Ok(monitor);
             }
             Err(why) => standing.push(format!("a meter does not serve: {}", why.reason)),
         }
@@ -95,10 +109,10 @@ fn start(choices: Vec<Choice>) -> Result<(Monitor, Vec<String>)> {
 }
 
 /// A cell that cannot end in time need not begin.
-fn check_time(cell: &Cell, plan: &PowerPlan, monitor: &Monitor, with_decode: bool) -> Result<()> {
+fn check_time(cell: &Cell, plan: &PowerPlan, monitor: &Monitor, phases: u32) -> Result<()> {
     let (block, idle) = blocks::durations(plan, monitor.calibration().update_seconds)?;
     let idle = if monitor.is_estimate() { 0.0 } else { idle };
-    let needed = f64::from(plan.blocks) * if with_decode { 2.0 } else { 1.0 } * (block + idle);
+    let needed = f64::from(plan.blocks) * f64::from(phases) * (block + idle);
     let timeout = cell.measurement.timeout_seconds;
     if needed <= timeout {
         return Ok(());

@@ -13,10 +13,20 @@ const PARTS: [(&str, Part); 3] = [("processor", Part::Processor), ("dram", Part:
 /// Readings without a pause, to see what one takes: at most so many seconds.
 const BURST_SECONDS: f64 = 2.0;
 
+/// What the units of a block's work are called in the names of figures.
+#[derive(Debug, Clone, Copy)]
+pub struct Units {
+    /// As in `joules_per_token`.
+    pub one: &'static str,
+    /// As in `tokens_per_joule`.
+    pub many: &'static str,
+}
+
 /// Sends figures, and remembers what facts are made of.
 pub struct Report<'a> {
     context: &'a Context<'a>,
     monitor: &'a Monitor,
+    units: Units,
     /// The sum of each phase's blocks.
     sums: Vec<(&'static str, Block)>,
     idle_watts: Vec<f64>,
@@ -25,11 +35,15 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(context: &'a Context<'a>, monitor: &'a Monitor) -> Self {
-        Self { context, monitor, sums: Vec::new(), idle_watts: Vec::new(), burst: None }
+    /// Of blocks whose work is counted in these units.
+    pub fn new(context: &'a Context<'a>, monitor: &'a Monitor, units: Units) -> Self {
+        Self { context, monitor, units, sums: Vec::new(), idle_watts: Vec::new(), burst: None }
     }
 
     /// Says which meters serve, and how well.
+    ///
+    /// # Errors
+    /// A meter that broke, a parent that no longer listens.
     pub fn meters(&mut self, plan: &PowerPlan) -> Result<()> {
         let (monitor, report) = (self.monitor, self.context.report);
         let counted: Vec<_> = monitor.domains().iter().filter(|domain| domain.counted).collect();
@@ -59,7 +73,10 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Sends the figures of one block.
+    /// Sends the figures of one block; their names begin with the phase's, and `metrics` must know them.
+    ///
+    /// # Errors
+    /// A parent that no longer listens.
     pub fn block(&mut self, phase: &'static str, number: u32, block: &Block) -> Result<()> {
         let sample = |name: String, value: f64| self.context.report.samples(&name, number, vec![value]);
         sample(format!("{phase}_block_seconds"), block.seconds)?;
@@ -67,13 +84,14 @@ impl<'a> Report<'a> {
             sample(format!("{phase}_idle_power_watts"), idle)?;
             self.idle_watts.push(idle);
         }
+        let Units { one, many } = self.units;
         let figures = [
-            ("energy_joules_per_token", Some(block.joules_per_unit())),
-            ("energy_above_idle_joules_per_token", block.joules_above_idle_per_unit()),
-            ("tokens_per_joule", Some(block.units_per_joule())),
-            ("power_watts", Some(block.watts())),
-            ("peak_power_watts", block.idle_watts.map(|_| block.peak_watts)),
-            ("energy_delay_product_joule_seconds", Some(block.energy_delay_product())),
+            (format!("energy_joules_per_{one}"), Some(block.joules_per_unit())),
+            (format!("energy_above_idle_joules_per_{one}"), block.joules_above_idle_per_unit()),
+            (format!("{many}_per_joule"), Some(block.units_per_joule())),
+            ("power_watts".to_owned(), Some(block.watts())),
+            ("peak_power_watts".to_owned(), block.idle_watts.map(|_| block.peak_watts)),
+            ("energy_delay_product_joule_seconds".to_owned(), Some(block.energy_delay_product())),
         ];
         // What is estimated has no place among what is measured.
         let prefix = if self.monitor.is_estimate() { "estimated_" } else { "" };
@@ -90,6 +108,9 @@ impl<'a> Report<'a> {
     }
 
     /// Sends what all blocks tell together.
+    ///
+    /// # Errors
+    /// A parent that no longer listens.
     pub fn finish(&self) -> Result<()> {
         let (monitor, report) = (self.monitor, self.context.report);
         if monitor.is_estimate() {
@@ -98,7 +119,7 @@ impl<'a> Report<'a> {
         for (phase, sum) in &self.sums {
             for (name, part) in PARTS {
                 if let Some(joules) = sum.joules_per_unit_of(part, monitor) {
-                    report.fact(&format!("{phase}_{name}_joules_per_token"), joules)?;
+                    report.fact(&format!("{phase}_{name}_joules_per_{}", self.units.one), joules)?;
                 }
             }
         }
