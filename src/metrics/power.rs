@@ -34,6 +34,13 @@ pub(super) const SERIES: &[Series] = &[
         "Energy × time of one prefill of the whole batch, both means over the block.",
     ),
     series(
+        "prefill_idle_power_watts",
+        "W",
+        Neither,
+        "Mean power before a block of prefills, over `idle_seconds` of sleep with the model loaded.",
+    ),
+    series("prefill_block_seconds", "s", Neither, "Seconds of work of a block of prefills, measured or estimated."),
+    series(
         "decode_energy_joules_per_token",
         "J/token",
         Lower,
@@ -59,6 +66,13 @@ pub(super) const SERIES: &[Series] = &[
         Lower,
         "Energy × time of all decode steps behind one prompt for the whole batch, both means over the block.",
     ),
+    series(
+        "decode_idle_power_watts",
+        "W",
+        Neither,
+        "Mean power before a block of decode steps, over `idle_seconds` of sleep with the model loaded.",
+    ),
+    series("decode_block_seconds", "s", Neither, "Seconds of work of a block of decode steps, measured or estimated."),
     series(
         "graph_energy_joules_per_run",
         "J/run",
@@ -86,16 +100,16 @@ pub(super) const SERIES: &[Series] = &[
         "Of a graph: energy × time of one run, both means over the block.",
     ),
     series(
-        "idle_power_watts",
+        "graph_idle_power_watts",
         "W",
         Neither,
-        "Mean power before a block, over `idle_seconds` of sleep with the model loaded; one value a block.",
+        "Of a graph: mean power before a block of runs, over `idle_seconds` of sleep with the graph loaded.",
     ),
     series(
-        "power_block_seconds",
+        "graph_block_seconds",
         "s",
         Neither,
-        "Seconds of work of a block, of prefill and of decode, or of runs of a graph.",
+        "Of a graph: seconds of work of a block of runs, measured or estimated.",
     ),
     series(
         "estimated_prefill_energy_joules_per_token",
@@ -208,7 +222,7 @@ pub(super) const FACTS: &[Fact] = &[
     fact(
         "power_update_seconds",
         FactKind::Float,
-        "Mean time between two changes of the slowest counted meter, measured with the model loaded and idle; a block lasts 100 of them at least.",
+        "Median time between two changes of the slowest counted meter, measured with the model loaded and idle; a block lasts 100 of them at least.",
     ),
     fact("power_sampling_seconds", FactKind::Float, "Time between two readings of the sampling thread."),
     fact("power_peak_window_seconds", FactKind::Float, "The shortest window over which peak power is a mean."),
@@ -232,7 +246,7 @@ pub(super) const FACTS: &[Fact] = &[
 
 /// Whether a series is there or not as the meter has it.
 pub fn depends_on_meter(series: &str) -> bool {
-    series != "power_block_seconds" && SERIES.iter().any(|known| known.name == series)
+    !series.ends_with("_block_seconds") && SERIES.iter().any(|known| known.name == series)
 }
 
 /// Whether a series stands for an estimate and not for a measurement.

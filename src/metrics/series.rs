@@ -310,6 +310,8 @@ const NEED_DECODE: &[&str] = &[
     "decode_power_watts",
     "decode_peak_power_watts",
     "decode_energy_delay_product_joule_seconds",
+    "decode_idle_power_watts",
+    "decode_block_seconds",
     "estimated_decode_energy_joules_per_token",
     "estimated_decode_tokens_per_joule",
     "estimated_decode_power_watts",
@@ -334,6 +336,8 @@ const ONLY_OF_GRAPHS: &[&str] = &[
     "graph_power_watts",
     "graph_peak_power_watts",
     "graph_energy_delay_product_joule_seconds",
+    "graph_idle_power_watts",
+    "graph_block_seconds",
     "estimated_graph_energy_joules_per_run",
     "estimated_graph_runs_per_joule",
     "estimated_graph_power_watts",
@@ -354,8 +358,6 @@ const OF_GRAPHS_TOO: &[&str] = &[
     "major_faults",
     "minor_faults",
     "disk_read_bytes",
-    "idle_power_watts",
-    "power_block_seconds",
 ];
 
 /// Whether a cell leaves this series empty: it is of the other kind of model, without decode steps, without an image, or

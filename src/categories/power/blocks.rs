@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn preparation_is_not_the_blocks() {
         let (monitor, spent) = machine(PowerSource::Rapl);
-        let mut work = Prepared { spent, run: Duration::from_millis(300), prepared: 0, runs: 0 };
+        let mut work = Prepared { spent, run: Duration::from_millis(500), prepared: 0, runs: 0 };
         let plan = PowerPlan { min_block_seconds: 0.8, ..plan() };
         let block = measure(&monitor, &plan, &mut work).unwrap();
         assert_eq!((work.prepared, work.runs), (work.runs, block.runs));

@@ -48,6 +48,9 @@ impl<'a> Report<'a> {
     }
 
     /// Says which meters serve, and how well.
+    ///
+    /// # Errors
+    /// A meter that broke, a parent that no longer listens.
     pub fn meters(&mut self, plan: &PowerPlan) -> Result<()> {
         let (monitor, report) = (self.monitor, self.context.report);
         let counted: Vec<_> = monitor.domains().iter().filter(|domain| domain.counted).collect();
@@ -77,15 +80,18 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Sends the figures of one block.
+    /// Sends the figures of one block; their names begin with the phase's, and `metrics` must know them.
+    ///
+    /// # Errors
+    /// A parent that no longer listens.
     pub fn block(&mut self, phase: Phase, number: u32, block: &Block) -> Result<()> {
         let sample = |name: String, value: f64| self.context.report.samples(&name, number, vec![value]);
-        sample("power_block_seconds".to_owned(), block.seconds)?;
+        let Phase { name: of, unit } = phase;
+        sample(format!("{of}_block_seconds"), block.seconds)?;
         if let Some(idle) = block.idle_watts {
-            sample("idle_power_watts".to_owned(), idle)?;
+            sample(format!("{of}_idle_power_watts"), idle)?;
             self.idle_watts.push(idle);
         }
-        let Phase { name: of, unit } = phase;
         let figures = [
             (format!("energy_joules_per_{unit}"), Some(block.joules_per_unit())),
             (format!("energy_above_idle_joules_per_{unit}"), block.joules_above_idle_per_unit()),
@@ -109,6 +115,9 @@ impl<'a> Report<'a> {
     }
 
     /// Sends what all blocks tell together.
+    ///
+    /// # Errors
+    /// A parent that no longer listens.
     pub fn finish(&self) -> Result<()> {
         let (monitor, report) = (self.monitor, self.context.report);
         if monitor.is_estimate() {

@@ -10,7 +10,7 @@ use crate::cell::PowerSource;
 /// What was found out about meters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibration {
-    /// Mean time from one change of a meter's value to the next, of the slowest that is counted; seconds.
+    /// Median time from one change of a meter's value to the next, of the slowest that is counted; seconds.
     pub update_seconds: f64,
     /// Mean time of a reading of all meters, in seconds.
     pub read_seconds: f64,
@@ -26,30 +26,29 @@ pub struct Uncalibrated {
 /// Changes after which the time between them is known well enough.
 const CHANGES: u32 = 32;
 
-/// The fewest changes that say anything: two ends of one interval.
-const FEWEST: u32 = 2;
-
 /// Pause between two readings: short beside the fastest counters' milliseconds, long enough to be no load.
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// When a meter's value changed.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Changes {
     count: u32,
-    first: Option<Instant>,
     last: Option<Instant>,
+    /// Seconds from one to the next.
+    gaps: Vec<f64>,
 }
 
 impl Changes {
     fn add(&mut self, now: Instant) {
         self.count += 1;
-        self.first.get_or_insert(now);
+        self.gaps.extend(self.last.map(|last| (now - last).as_secs_f64()));
         self.last = Some(now);
     }
 
-    fn interval(&self) -> Option<f64> {
-        let (first, last) = self.first.zip(self.last)?;
-        (self.count >= FEWEST).then(|| (last - first).as_secs_f64() / f64::from(self.count - 1))
+    /// The median: where this process had to wait, a few gaps are too long.
+    fn interval(&mut self) -> Option<f64> {
+        self.gaps.sort_unstable_by(f64::total_cmp);
+        self.gaps.get(self.gaps.len() / 2).copied()
     }
 }
 
@@ -96,7 +95,7 @@ pub fn calibrate(accounts: &mut Vec<Account>, remarks: &mut Vec<String>) -> Resu
     let mut place = 0;
     let mut still = None;
     accounts.retain(|account| {
-        let (changes, domain) = (changes[place], account.domain());
+        let (changes, domain) = (&mut changes[place], account.domain());
         place += 1;
         match changes.interval() {
             Some(interval) => {

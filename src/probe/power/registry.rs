@@ -121,10 +121,7 @@ fn covers_gpus(meter: &dyn Meter) -> bool {
 }
 
 fn estimated(watts: f64, lacking: &[(PowerSource, Missing)]) -> Choice {
-    let mut remarks = vec![format!(
-        "no energy was measured: the estimated figures are seconds of the processor times {watts} W, as the matrix \
-         states"
-    )];
+    let mut remarks = vec![format!("energy is estimated at {watts} W a busy processor and not measured")];
     let present = lacking.iter().filter(|(_, why)| why.present);
     let unusable: Vec<_> = present.map(|(source, why)| format!("{source}: {}", why.reason)).collect();
     if !unusable.is_empty() {

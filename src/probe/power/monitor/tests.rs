@@ -62,7 +62,7 @@ fn counted_domains_are_summed_and_the_others_told() {
         clock("dram of package-0", Part::Dram, 10.0),
     ]);
     let monitor = monitor.unwrap();
-    assert!(monitor.calibration().update_seconds >= 0.9e-3, "{:?}", monitor.calibration());
+    assert!(monitor.calibration().update_seconds > 0.5e-3, "{:?}", monitor.calibration());
     let span = span(&monitor, 0.3);
     near(span.joules / span.seconds, 50.0);
     near(span.by_domain[1] / span.seconds, 30.0);
@@ -78,17 +78,18 @@ fn a_counter_that_wraps_many_times_is_read_often_enough() {
     let mut fast = clock("package-0", Part::Processor, 100.0);
     // At the most that a package is thought to draw, it wraps after 0.1 s; at its own 100 W after 2 s.
     fast.domain.range_microjoules = Some(200_000_000);
-    let monitor = start(vec![fast]).0.unwrap();
-    assert!(monitor.sampling_seconds() <= 0.1 / 8.0 + 1e-9, "{}", monitor.sampling_seconds());
-    let mut tight = clock("package-0", Part::Processor, 1000.0);
-    tight.domain.range_microjoules = Some(200_000_000);
+    let calibration = Calibration { update_seconds: 1e-3, read_seconds: 1e-5 };
+    let seconds = sampling_seconds(&[Account::new(Box::new(fast))], &calibration);
+    assert!((seconds - 0.1 / 8.0).abs() < 1e-9, "{seconds}");
+    let mut tight = clock("package-0", Part::Processor, 10_000.0);
+    tight.domain.range_microjoules = Some(2_000_000_000);
     let monitor = start(vec![tight]).0.unwrap();
     let start = monitor.mark().unwrap();
     // Three wraps. A reading that comes too late on a busy machine is found out, never taken.
     std::thread::sleep(Duration::from_millis(650));
     if let Ok(end) = monitor.mark() {
         let span = monitor.between(&start, &end);
-        near(span.joules / span.seconds, 1000.0);
+        near(span.joules / span.seconds, 10_000.0);
     }
 }
 
@@ -111,9 +112,9 @@ fn meters_that_stand_still_or_vanish() {
     assert_eq!(monitor.unwrap().domains().len(), 1);
     assert_eq!(remarks, ["the counter of dram of package-0 stands still and is not counted"]);
     let mut dying = clock("package-1", Part::Processor, 9.0);
-    dying.life = 0.4;
+    dying.life = 1.0;
     let monitor = start(vec![clock("package-0", Part::Processor, 9.0), dying]).0.unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(1100));
     let error = monitor.mark().unwrap_err();
     assert_eq!(error.to_string(), "a meter failed: package-1 (rapl): it is gone");
     assert_eq!(error.root_kind(), crate::error::Kind::Invalid);
