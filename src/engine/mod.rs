@@ -16,6 +16,7 @@ mod plan;
 mod prompt;
 pub mod sampling;
 pub mod scoring;
+mod tensorrt;
 mod vision;
 mod weights;
 
@@ -24,4 +25,5 @@ pub use generate::{Ended, Generation, generate};
 pub use model::Model;
 pub use plan::{CacheMode, Plan};
 pub use prompt::{Prompt, Prompter};
+pub use tensorrt::EngineFacts;
 pub use vision::Features;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::cell::{Backend, Flavour, Residency};
 use crate::engine::feed::{self, Feed};
@@ -10,6 +11,7 @@ use crate::engine::parts::{Opening, Part};
 use crate::engine::placing::Setting;
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
+use crate::engine::tensorrt::{EngineFacts, Engines};
 use crate::engine::vision::{Features, Vision};
 use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
@@ -40,6 +42,7 @@ pub struct Model {
     pub(super) device: Option<Arc<Mutex<ProviderMemory>>>,
     pub(super) padding: Padding,
     manifest: Manifest,
+    engines: Option<EngineFacts>,
 }
 
 /// The graph's interface by purpose.
@@ -104,8 +107,11 @@ impl Model {
         if let Some(weights) = &weights {
             weights.expect_form(backend.provider)?;
         }
+        let engines = Engines::of(runtime, package, backend, plan, &ports)?;
+        let loading = Instant::now();
         let given = weights.as_ref().map(Weights::operators);
-        let opening = Opening { runtime, package, backend, options: &options, weights: given.as_ref() };
+        let opening =
+            Opening { runtime, package, backend: &engines.decoder, options: &options, weights: given.as_ref() };
         if weights.is_none() && plan.cuts_the_graph() {
             return Err(Error::unsupported(format!(
                 "`{}` is no pack: its graph runs in one piece",
@@ -124,9 +130,10 @@ impl Model {
         };
         let vision = match (plan.images, &package.manifest.image) {
             (false, _) => None,
-            (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
+            (true, Some(image)) => Some(Vision::load(runtime, package, &engines.others, &options, image)?),
             (true, None) => return Err(package.takes_no_images()),
         };
+        let engines = engines.facts(loading.elapsed().as_secs_f64());
         let device = match places.on_device {
             true => Some(Arc::new(Mutex::new(ProviderMemory::open(runtime, backend, &copier())?))),
             false => None,
@@ -143,6 +150,7 @@ impl Model {
             cache_mode,
             padding,
             manifest: package.manifest.clone(),
+            engines,
         };
         let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
         // Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
@@ -197,6 +205,11 @@ impl Model {
             placement.add(vision.session.placement());
         }
         placement
+    }
+
+    /// What became of TensorRT's engines, where this program keeps them between runs.
+    pub fn engines(&self) -> Option<EngineFacts> {
+        self.engines
     }
 
     /// How the cache is kept.

@@ -55,6 +55,9 @@ pub struct Plan {
     /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
     /// packs with experts on demand.
     pub guess: u32,
+    /// Runs may have more sequences and tokens than the next two say, as scoring does: what is built for shapes
+    /// beforehand must allow them.
+    pub any_shape: bool,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,
     /// See [`Plan::sequences`].
@@ -97,6 +100,7 @@ impl Plan {
             copies_weights: false,
             copies_caches: false,
             guess: 0,
+            any_shape: false,
             sequences: 1,
             tokens: 0,
         }
