@@ -3,6 +3,7 @@
 mod decoder;
 pub mod fake;
 mod feed;
+mod fixed;
 mod generate;
 mod group;
 mod hidden;

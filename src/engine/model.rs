@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::cell::{Backend, Flavour, Residency};
 use crate::engine::feed::{self, Feed};
+use crate::engine::fixed;
 use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
 use crate::engine::placing::Setting;
@@ -40,6 +41,9 @@ pub struct Model {
     pub(super) cache_mode: CacheMode,
     /// The memory of the provider's device, where caches are kept there.
     pub(super) device: Option<Arc<Mutex<ProviderMemory>>>,
+    /// Whether steps have fixed shapes, and whether the provider captures them.
+    pub(super) fixed_steps: bool,
+    pub(super) captures: bool,
     pub(super) padding: Padding,
     manifest: Manifest,
     engines: Option<EngineFacts>,
@@ -89,6 +93,7 @@ impl Model {
             }
             Some(mode) => mode,
         };
+        let capturing = fixed::is_asked(backend);
         let padding = plan.padding.unwrap_or(*package.manifest.padding.first().unwrap_or(&Padding::Right));
         if !package.manifest.padding.contains(&padding) {
             let message = format!("{padding:?} padding does not work with a {} graph", package.manifest.flavour);
@@ -106,6 +111,11 @@ impl Model {
         let weights = Weights::of(package, plan)?;
         if let Some(weights) = &weights {
             weights.expect_form(backend.provider)?;
+        }
+        if let Some(option) = capturing {
+            let form = weights.as_ref().map(|weights| weights.index().form);
+            let cut = plan.cuts_the_graph() || form == Some(Form::Inputs);
+            fixed::check(option, &ports, cache_mode, cut)?;
         }
         let engines = Engines::of(runtime, package, backend, plan, &ports)?;
         let loading = Instant::now();
@@ -139,6 +149,9 @@ impl Model {
             false => None,
         };
         let mut model = Self {
+            fixed_steps: capturing.is_some()
+                || (plan.fixed_steps && cache_mode == CacheMode::InPlace && device.is_some()),
+            captures: capturing.is_some(),
             parts,
             device,
             feed: None,
