@@ -45,6 +45,10 @@ pub fn load_model(context: &Context, package: &Package, plan: &Plan) -> Result<M
     report.fact("provider_nodes", placement.on(provider))?;
     report.fact("fallback_nodes", placement.elsewhere(provider))?;
     report.fact("node_placement", placement.describe(provider))?;
+    if let Some(engines) = model.engines() {
+        report.fact("engine_cache", engines.origin)?;
+        engines.build_seconds.map_or(Ok(()), |seconds| report.fact("engine_build_seconds", seconds))?;
+    }
     report.fact("cache_mode", model.cache_mode().name())?;
     report.fact("cache_computed_bytes", model.cache_bytes(cell.workload.batch as usize, capacity(context)))?;
     report.fact("clock_resolution_seconds", clock::resolution_seconds())?;

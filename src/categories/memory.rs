@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::categories::common::{self, choose};
+use crate::categories::gpu::Watching;
 use crate::categories::{Context, Measure};
 use crate::engine::{Decoder, Prompter};
 use crate::error::{Error, Result};
@@ -32,6 +33,7 @@ impl Measure for Memory {
         let sampler = Sampler::start("load")?;
         let mut model = common::load_model(context, &package, &context.plan())?;
         let loaded = Resident::now()?;
+        let watching = Watching::start(context)?;
 
         report.phase("cache")?;
         sampler.enter("cache");
@@ -62,6 +64,7 @@ impl Measure for Memory {
             }
             decoder.prefill(&mut model, &prompts, &features)?;
         }
+        watching.report(report)?;
         let pss = proportional();
         let last = Resident::now()?;
         let counted = Counters::now()?.since(&counters);

@@ -5,6 +5,7 @@ mod ceilings;
 mod common;
 mod disk;
 mod feeding;
+mod gpu;
 mod graph;
 mod memory;
 mod power;

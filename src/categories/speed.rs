@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
 use crate::categories::feeding::{Tokens, Turn};
+use crate::categories::gpu::Watching;
 use crate::categories::streaming::{Meter, Reading};
 use crate::categories::{Context, Measure, disk};
 use crate::digest;
@@ -41,6 +42,7 @@ impl Measure for Speed {
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
 
+        let watching = Watching::start(context)?;
         let mut repetitions = Repetitions::new(&cell.measurement);
         let mut meter = Meter::default();
         let mut smallest = f64::INFINITY;
@@ -72,6 +74,7 @@ impl Measure for Speed {
                 report.samples("itl_seconds", repetition, run.gaps)?;
             }
         }
+        watching.report(report)?;
         let work = Work::of(context, model.manifest(), model.computes_selected_logits());
         report.fact("decode_context_tokens", work.decode_context)?;
         report.fact("decode_bytes_per_step", work.decode_bytes)?;

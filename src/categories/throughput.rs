@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::categories::common::{self, Loaded, Repetitions, choose};
 use crate::categories::feeding::{Tokens, Turn};
+use crate::categories::gpu::Watching;
 use crate::categories::streaming::{Meter, Reading};
 use crate::categories::{Context, Measure, disk};
 use crate::cell::Category;
@@ -26,6 +27,7 @@ impl Measure for Throughput {
             batch(&mut decoder, &mut model, turn, generate, &mut Meter::default())?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
+        let watching = Watching::start(context)?;
         let mut repetitions = Repetitions::new(&cell.measurement);
         let mut meter = Meter::default();
         let mut smallest = f64::INFINITY;
@@ -43,6 +45,7 @@ impl Measure for Throughput {
             report.samples("total_tokens_per_second", repetition, vec![sequences * (new + prompt) / seconds])?;
             report.samples("requests_per_second", repetition, vec![sequences / seconds])?;
         }
+        watching.report(report)?;
         // A row has one value of each, which is that of `speed` where both are measured.
         if !cell.categories.contains(&Category::Speed) {
             meter.report(report)?;

@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::cell::Dtype;
+use crate::engine::fixed::Fixed;
 use crate::engine::hidden::Hidden;
 use crate::engine::inputs::Inputs;
 use crate::engine::kept::Kept;
@@ -35,6 +36,10 @@ pub(super) struct Group {
     bindings: Bindings,
     /// Whose memory the cache and the logits are in.
     kept: Kept,
+    /// Where steps of one token a row have their inputs and logits, where those are of fixed shapes.
+    fixed: Option<Fixed>,
+    /// Whether the run at hand is such a step.
+    steps: bool,
     batch: usize,
     capacity: usize,
     /// Columns in the cache, padding included.
@@ -152,9 +157,18 @@ impl Group {
             None => None,
             Some(spill) => Some(Offload::new(spill, cache.iter().map(bytes))?),
         };
+        let fixed = match model.fixed_steps {
+            true => {
+                let step = inputs.of_step(model, capacity);
+                Some(Fixed::new(&kept, &mut bindings, &step, logits.bytes, model.captures)?)
+            }
+            false => None,
+        };
         Ok(Self {
             bindings,
             kept,
+            fixed,
+            steps: false,
             batch,
             capacity,
             columns: 0,
@@ -211,6 +225,7 @@ impl Group {
         );
         self.forget(0);
         self.written_from = 0;
+        self.steps = false;
         self.inputs.write_prompts(&mut self.bindings, model, prompts, columns, features, tails)?;
         self.begin(model, columns)
     }
@@ -226,6 +241,8 @@ impl Group {
         }
         self.written_from = self.inputs.lengths().iter().copied().min().unwrap_or(0).min(self.columns);
         self.inputs.write_tokens(&mut self.bindings, model, rows, new, tails);
+        let one_each = rows.iter().all(|tokens| tokens.len() == 1) && tails.iter().all(|tail| *tail == 1);
+        self.steps = self.fixed.is_some() && one_each;
         self.begin(model, new)
     }
 
@@ -367,7 +384,8 @@ impl Group {
             hidden.clear(&mut self.bindings);
         }
         self.bindings.drop_all_handed();
-        self.inputs.prepare(&mut self.bindings, model, self.columns + new);
+        let total = if self.steps { self.capacity } else { self.columns + new };
+        self.inputs.prepare(&mut self.bindings, model, total);
         let logits = &mut self.logits;
         logits.selected = model.computes_selected_logits();
         logits.positions = if logits.selected { self.inputs.wanted().width() } else { new };
@@ -402,11 +420,17 @@ impl Group {
         let (batch, past, total) = (self.batch, self.columns, self.columns + self.new);
         let part = &model.parts[place];
         let bindings = &mut self.bindings;
-        self.inputs.bind(bindings, model, place, self.new, total)?;
+        let fixed = self.fixed.as_ref().filter(|_| self.steps);
+        if let Some(fixed) = fixed {
+            fixed.send(&self.kept, bindings)?;
+        }
+        let columns = if self.steps { self.capacity } else { total };
+        self.inputs.bind(bindings, model, place, (self.new, columns), fixed)?;
         if part.has_logits {
             let logits = &self.logits;
             let dims = [batch, logits.positions, logits.vocab];
-            bindings.bind_output(place, &model.ports.logits.name, logits.buffer, logits.dtype, &dims)?;
+            let buffer = fixed.map_or(logits.buffer, |fixed| fixed.logits);
+            bindings.bind_output(place, &model.ports.logits.name, buffer, logits.dtype, &dims)?;
         }
         for layer in part.caches.iter().map(|place| &self.cache[*place]) {
             let dims = |columns| [batch, layer.heads, columns, layer.width];
@@ -426,7 +450,9 @@ impl Group {
         if let Some(weights) = weights {
             bindings.bind_weights(place, weights)?;
         }
-        bindings.run_part(place, &mut model.parts[place].session)
+        let graph = self.fixed.as_ref().and_then(|fixed| fixed.graph(self.steps));
+        bindings.run_part_as(place, &mut model.parts[place].session, graph)?;
+        fixed.map_or(Ok(()), |fixed| fixed.fetch(&self.kept, bindings, self.logits.buffer))
     }
 
     /// Keeps the first columns only.

@@ -1,5 +1,6 @@
 //! What a run is given beside the cache: token ids, mask, positions, the rows of logits, image features.
 
+use crate::engine::fixed::Fixed;
 use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
@@ -231,12 +232,23 @@ impl Inputs {
         }
     }
 
-    /// Binds what a part of the model takes, for a run of `new` columns that makes `total` of them.
-    pub fn bind(&self, bindings: &mut Bindings, model: &Model, place: usize, new: usize, total: usize) -> Result<()> {
+    /// Binds what a part of the model takes, for a run of `new` columns and a mask over `total`; in a fixed step where
+    /// it was copied to.
+    pub fn bind(
+        &self,
+        bindings: &mut Bindings,
+        model: &Model,
+        place: usize,
+        (new, total): (usize, usize),
+        fixed: Option<&Fixed>,
+    ) -> Result<()> {
         let (ports, batch) = (&model.ports, self.batch);
         let part = &model.parts[place];
         let mut bind = |port: &Port, id: BufferId, dims: &[usize]| match part.inputs.contains(&port.name) {
-            true => bindings.bind_input(place, &port.name, id, port.dtype, dims),
+            true => {
+                let id = fixed.map_or(id, |fixed| fixed.place(id));
+                bindings.bind_input(place, &port.name, id, port.dtype, dims)
+            }
             false => Ok(()),
         };
         bind(&ports.input_ids, self.ids, &[batch, new])?;
@@ -254,6 +266,17 @@ impl Inputs {
             bind(port, self.features.id, &[self.features.rows, image.feature_width as usize])?;
         }
         Ok(())
+    }
+
+    /// The buffers of a step of one token a row, with a mask over `capacity` columns, and their bytes.
+    pub fn of_step(&self, model: &Model, capacity: usize) -> Vec<(BufferId, usize)> {
+        let one = self.batch * size_of::<i64>();
+        vec![
+            (self.ids, one),
+            (self.mask, capacity * one),
+            (self.positions, position_axes(model) * one),
+            (self.selected, one),
+        ]
     }
 
     /// Ones where a row has tokens; the kernels of right padding count them.

@@ -77,6 +77,22 @@ impl Kept {
         Ok(())
     }
 
+    /// Copies the first bytes of one buffer to another.
+    ///
+    /// # Errors
+    /// A transfer that fails.
+    pub fn copy(&self, bindings: &mut Bindings, from: BufferId, to: BufferId, bytes: usize) -> Result<()> {
+        let (from, to) = bindings.two_blocks(from, to);
+        match self.device() {
+            Some(mut device) => device.copy_block(from, to, bytes),
+            None => {
+                let (from, to) = (from.as_host().expect("of the host"), to.host_mut().expect("of the host"));
+                to[..bytes].copy_from_slice(&from[..bytes]);
+                Ok(())
+            }
+        }
+    }
+
     fn device(&self) -> Option<MutexGuard<'_, ProviderMemory>> {
         self.0.as_ref().map(|device| device.lock().unwrap_or_else(PoisonError::into_inner))
     }

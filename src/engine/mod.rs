@@ -3,6 +3,7 @@
 mod decoder;
 pub mod fake;
 mod feed;
+mod fixed;
 mod generate;
 mod graph;
 mod group;
@@ -17,6 +18,7 @@ mod plan;
 mod prompt;
 pub mod sampling;
 pub mod scoring;
+mod tensorrt;
 mod vision;
 mod weights;
 
@@ -26,4 +28,5 @@ pub use graph::{Graph, Inputs};
 pub use model::Model;
 pub use plan::{CacheMode, Plan};
 pub use prompt::{Prompt, Prompter};
+pub use tensorrt::EngineFacts;
 pub use vision::Features;

@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::cell::{Backend, Flavour};
 use crate::engine::feed::{self, Feed};
+use crate::engine::fixed;
 use crate::engine::offload::aligned_capacity;
 use crate::engine::parts::{Opening, Part};
 use crate::engine::placing::Setting;
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
+use crate::engine::tensorrt::{EngineFacts, Engines};
 use crate::engine::vision::{Features, Vision};
 use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
@@ -38,8 +41,12 @@ pub struct Model {
     pub(super) cache_mode: CacheMode,
     /// The memory of the provider's device, where caches are kept there.
     pub(super) device: Option<Arc<Mutex<ProviderMemory>>>,
+    /// Whether steps have fixed shapes, and whether the provider captures them.
+    pub(super) fixed_steps: bool,
+    pub(super) captures: bool,
     pub(super) padding: Padding,
     manifest: Manifest,
+    engines: Option<EngineFacts>,
 }
 
 /// The graph's interface by purpose.
@@ -86,6 +93,7 @@ impl Model {
             }
             Some(mode) => mode,
         };
+        let capturing = fixed::is_asked(backend);
         let padding = plan.padding.unwrap_or(*package.manifest.padding.first().unwrap_or(&Padding::Right));
         if !package.manifest.padding.contains(&padding) {
             let message = format!("{padding:?} padding does not work with a {} graph", package.manifest.flavour);
@@ -103,8 +111,16 @@ impl Model {
         if let Some(weights) = &weights {
             weights.expect_form(backend.provider)?;
         }
+        if let Some(option) = capturing {
+            let form = weights.as_ref().map(|weights| weights.index().form);
+            let cut = plan.cuts_the_graph() || form == Some(Form::Inputs);
+            fixed::check(option, &ports, cache_mode, cut)?;
+        }
+        let engines = Engines::of(runtime, package, backend, plan, &ports)?;
+        let loading = Instant::now();
         let given = weights.as_ref().map(Weights::operators);
-        let opening = Opening { runtime, package, backend, options: &options, weights: given.as_ref() };
+        let opening =
+            Opening { runtime, package, backend: &engines.decoder, options: &options, weights: given.as_ref() };
         if weights.is_none() && plan.cuts_the_graph() {
             return Err(Error::unsupported(format!(
                 "`{}` is no pack: its graph runs in one piece",
@@ -123,14 +139,18 @@ impl Model {
         };
         let vision = match (plan.images, &package.manifest.image) {
             (false, _) => None,
-            (true, Some(image)) => Some(Vision::load(runtime, package, backend, &options, image)?),
+            (true, Some(image)) => Some(Vision::load(runtime, package, &engines.others, &options, image)?),
             (true, None) => return Err(package.takes_no_images()),
         };
+        let engines = engines.facts(loading.elapsed().as_secs_f64());
         let device = match places.on_device {
             true => Some(Arc::new(Mutex::new(ProviderMemory::open(runtime, backend, &copier())?))),
             false => None,
         };
         let mut model = Self {
+            fixed_steps: capturing.is_some()
+                || (plan.fixed_steps && cache_mode == CacheMode::InPlace && device.is_some()),
+            captures: capturing.is_some(),
             parts,
             device,
             feed: None,
@@ -142,6 +162,7 @@ impl Model {
             cache_mode,
             padding,
             manifest: package.manifest.clone(),
+            engines,
         };
         let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
         // Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
@@ -196,6 +217,11 @@ impl Model {
             placement.add(vision.session.placement());
         }
         placement
+    }
+
+    /// What became of TensorRT's engines, where this program keeps them between runs.
+    pub fn engines(&self) -> Option<EngineFacts> {
+        self.engines
     }
 
     /// How the cache is kept.

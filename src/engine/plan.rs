@@ -53,9 +53,15 @@ pub struct Plan {
     /// Keep caches and logits in memory of ONNX Runtime's, as devices need, even where the provider could take them in
     /// the program's own.
     pub copies_caches: bool,
+    /// Decode in steps of fixed shapes at fixed addresses, as for a provider that captures them, where caches are kept in
+    /// place in memory of ONNX Runtime's.
+    pub fixed_steps: bool,
     /// Experts a token that are guessed of the next layer and read ahead while the disk is idle; 0 guesses none. For
     /// packs with experts on demand.
     pub guess: u32,
+    /// Runs may have more sequences and tokens than the next two say, as scoring does: what is built for shapes
+    /// beforehand must allow them.
+    pub any_shape: bool,
     /// Sequences of a batch, and tokens of each: the cache that a budget must leave room for.
     pub sequences: u32,
     /// See [`Plan::sequences`].
@@ -107,7 +113,9 @@ impl Plan {
             offload: None,
             copies_weights: false,
             copies_caches: false,
+            fixed_steps: false,
             guess: 0,
+            any_shape: false,
             sequences: 1,
             tokens: 0,
         }

@@ -30,6 +30,18 @@ const GENERAL: &[Fact] = &[
         "Nodes by provider, e.g. `OpenVINOExecutionProvider 412, CPUExecutionProvider 3 (Cast 2, Gather 1)`.",
     ),
     fact(
+        "engine_cache",
+        FactKind::Text,
+        None,
+        "Of a TensorRT cell, by its first process: `built` where engines were built when the model was loaded, `reused` where all lay in the cache of an earlier run, `none` where TensorRT took no part of the graph.",
+    ),
+    fact(
+        "engine_build_seconds",
+        FactKind::Float,
+        None,
+        "Of a TensorRT cell whose engines were built: seconds in which that process's sessions were created, which are in its `load_seconds` too; empty where engines were reused.",
+    ),
+    fact(
         "cache_mode",
         FactKind::Text,
         None,
@@ -99,6 +111,34 @@ const GENERAL: &[Fact] = &[
         FactKind::Float,
         Some(Speed),
         "2 × active parameters × prompt tokens and the attention's products; the head only where its logits are computed.",
+    ),
+    fact("gpu_name", FactKind::Text, None, "The GPU that a cell on CUDA or TensorRT ran on, as NVML names it."),
+    fact(
+        "gpu_process_peak_bytes",
+        FactKind::Integer,
+        None,
+        "The most memory of the GPU that a process of the cell held, by NVML every 100 ms from the end of the load or the warm-up on; empty where NVML does not see the process (containers).",
+    ),
+    fact("gpu_used_peak_bytes", FactKind::Integer, None, "The same of all processes together, and the driver."),
+    fact(
+        "gpu_sm_clock_mhz",
+        FactKind::Float,
+        None,
+        "Clock of the GPU's multiprocessors while the cell's first category was measured (median), by NVML as the next ones.",
+    ),
+    fact("gpu_memory_clock_mhz", FactKind::Float, None, "Clock of its memory (median)."),
+    fact("gpu_temperature_celsius", FactKind::Float, None, "Its temperature (largest)."),
+    fact(
+        "gpu_utilization_share",
+        FactKind::Score,
+        None,
+        "Share of the time during which a kernel ran on it (mean of the driver's own means).",
+    ),
+    fact(
+        "gpu_throttled_by",
+        FactKind::Text,
+        None,
+        "What kept its clocks down, with the share of readings, e.g. `power cap 35 %`; `nothing` where nothing did.",
     ),
     fact(
         "cold_start_cached_bytes",

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::probe::cpu::Cpu;
 use crate::probe::disk::Disk;
+use crate::probe::gpu::Machine;
 use crate::probe::limits::MemoryLimits;
 use crate::probe::system::Os;
 
@@ -16,6 +17,8 @@ pub struct Environment {
     pub program: Program,
     /// The processor.
     pub cpu: Cpu,
+    /// NVIDIA's GPUs.
+    pub gpu: Machine,
     /// Memory and its limits.
     pub memory: MemoryLimits,
     /// The running system.
@@ -44,6 +47,7 @@ pub fn environment(folder: &Path) -> Environment {
             profile: if cfg!(debug_assertions) { "debug" } else { "release" },
         },
         cpu: Cpu::now(),
+        gpu: Machine::now(),
         memory: MemoryLimits::now(),
         system: Os::now(),
         disk: Disk::of(folder),

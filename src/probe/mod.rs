@@ -1,10 +1,11 @@
-//! Facts of the machine and meters: processor, memory, limits, disks, ceilings, a sampling thread.
+//! Facts of the machine and meters: processor, memory, GPUs, limits, disks, ceilings, a sampling thread.
 
 pub mod ceilings;
 pub mod clock;
 pub mod cpu;
 pub mod disk;
 mod environment;
+pub mod gpu;
 pub mod limits;
 pub mod memory;
 pub mod power;

@@ -264,7 +264,12 @@ fn replaces(name: &str, kept: &FactValue, new: &FactValue) -> bool {
         ("smallest_timing_seconds", FactValue::Float(kept), FactValue::Float(new)) => new < kept,
         ("clock_resolution_seconds", FactValue::Float(kept), FactValue::Float(new)) => new > kept,
         (
-            "cold_start_cached_bytes" | "cgroup_peak_bytes" | "peak_anon_bytes" | "peak_file_bytes",
+            "cold_start_cached_bytes"
+            | "cgroup_peak_bytes"
+            | "peak_anon_bytes"
+            | "peak_file_bytes"
+            | "gpu_process_peak_bytes"
+            | "gpu_used_peak_bytes",
             FactValue::Integer(kept),
             FactValue::Integer(new),
         ) => new > kept,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::RunOptions;
 use ort::sys;
 
 use super::buffers::{BufferId, Element, Region};
@@ -104,12 +105,18 @@ impl RawBinding {
 
     /// Runs the session on what is bound.
     pub(super) fn run(&mut self, session: &mut Session) -> Result<()> {
+        self.run_as(session, None)
+    }
+
+    /// The same under that number of a captured graph.
+    fn run_as(&mut self, session: &mut Session, graph: Option<i32>) -> Result<()> {
         assert!(Arc::ptr_eq(&self.session, &session.inner.inner()), "bindings of another session");
-        // SAFETY: binding and session are alive and belong together (asserted), and both are borrowed mutably.
-        unsafe {
-            check((ort::api().RunWithBinding)(session.inner.ptr().cast_mut(), std::ptr::null(), self.pointer.as_ptr()))
-        }
-        .map_err(|error| session.failure.take().unwrap_or_else(|| ort_error("the run failed", error)))
+        let options = graph.map(of_graph).transpose()?;
+        let options = options.as_ref().map_or(std::ptr::null(), |options| options.ptr());
+        // SAFETY: binding and session are alive and belong together (asserted), and both are borrowed mutably; the
+        // options are null or live until the end of this function.
+        unsafe { check((ort::api().RunWithBinding)(session.inner.ptr().cast_mut(), options, self.pointer.as_ptr())) }
+            .map_err(|error| session.failure.take().unwrap_or_else(|| ort_error("the run failed", error)))
     }
 
     /// Lets go of every input, and of the weights among them.
@@ -198,6 +205,15 @@ impl Bindings {
     /// The same, to copy from it.
     pub fn block(&self, id: BufferId) -> &Block {
         &self.buffers[id.0]
+    }
+
+    /// Two buffers' memory, to copy from the first to the second.
+    ///
+    /// # Panics
+    /// The same buffer twice: a bug of the caller.
+    pub fn two_blocks(&mut self, from: BufferId, to: BufferId) -> (&Block, &mut Block) {
+        let [from, to] = self.buffers.get_disjoint_mut([from.0, to.0]).expect("two buffers");
+        (from, to)
     }
 
     /// Lets parts make what they hand over where this memory is, instead of in the host's.
@@ -339,8 +355,14 @@ impl Bindings {
 
     /// Runs a part's session on what is bound to it.
     pub fn run_part(&mut self, part: usize, session: &mut Session) -> Result<()> {
+        self.run_part_as(part, session, None)
+    }
+
+    /// The same under that number, for a provider that captures graphs: a run of a number that it has captured is
+    /// replayed, with the shapes and addresses of that time; those of -1 are never captured.
+    pub fn run_part_as(&mut self, part: usize, session: &mut Session, graph: Option<i32>) -> Result<()> {
         let binding = &mut self.parts[part];
-        binding.run(session)?;
+        binding.run_as(session, graph)?;
         self.collect(part)
     }
 
@@ -366,6 +388,14 @@ impl Bindings {
         .map_err(|error| ort_error(format!("cannot make a tensor for `{name}`"), error))?;
         Ok(RawValue(value))
     }
+}
+
+/// Options of a run under that number.
+fn of_graph(number: i32) -> Result<RunOptions> {
+    let failed = |error| ort_error("cannot set a run's options", error);
+    let mut options = RunOptions::new().map_err(failed)?;
+    options.set("gpu_graph_id", number.to_string()).map_err(failed)?;
+    Ok(options)
 }
 
 pub(super) fn c_name(name: &str) -> Result<CString> {

@@ -151,12 +151,20 @@ pub fn pin(name: &str) -> Result<&'static Pin> {
     })
 }
 
-/// Where runtimes are placed: `$ORTBENCH_CACHE`, else `$XDG_CACHE_HOME/ortbench`, else `~/.cache/ortbench`, and
-/// `runtimes` below it.
+/// Where runtimes are placed: `runtimes` below [`cache_folder`].
+///
+/// # Errors
+/// As of [`cache_folder`].
+pub fn folder() -> Result<PathBuf> {
+    Ok(cache_folder()?.join("runtimes"))
+}
+
+/// Where this program keeps what it can fetch or make again: `$ORTBENCH_CACHE`, else `$XDG_CACHE_HOME/ortbench`, else
+/// `~/.cache/ortbench`.
 ///
 /// # Errors
 /// A process without any of the three variables.
-pub fn folder() -> Result<PathBuf> {
+pub fn cache_folder() -> Result<PathBuf> {
     let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable("ORTBENCH_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("ortbench")))
@@ -165,7 +173,7 @@ pub fn folder() -> Result<PathBuf> {
             Error::environment("there is no folder for runtimes: neither ORTBENCH_CACHE nor HOME is set")
                 .hint("set ORTBENCH_CACHE to a folder that this user may write")
         })?;
-    Ok(std::path::absolute(cache).context("cannot find the folder for runtimes")?.join("runtimes"))
+    std::path::absolute(cache).context("cannot find the folder for runtimes")
 }
 
 /// The folder of one pinned runtime.

@@ -297,6 +297,30 @@ impl ProviderMemory {
         Ok(copy)
     }
 
+    /// Copies a block's first bytes to another, either of which may be the host's.
+    ///
+    /// # Errors
+    /// A transfer that fails.
+    ///
+    /// # Panics
+    /// Bytes beyond either block: a bug of the caller.
+    pub fn copy_block(&mut self, from: &Block, to: &mut Block, bytes: usize) -> Result<()> {
+        assert!(bytes <= from.bytes() && bytes <= to.bytes(), "a copy beyond its block");
+        let host = memory_of(&(AllocationDevice::CPU, 0))?;
+        for start in (0..bytes).step_by(CHUNK) {
+            let length = CHUNK.min(bytes - start);
+            // SAFETY: both memories are in bounds (asserted) and outlive the values, which go at this scope's end with
+            // the binding that holds them. One is only read, the other is the caller's alone.
+            let (source, target) = unsafe {
+                let value =
+                    |block: &Block| bytes_value(block.description().unwrap_or(&host), block.start().add(start), length);
+                (value(from)?, value(to)?)
+            };
+            self.transfer(&source, &target)?;
+        }
+        Ok(())
+    }
+
     fn block(&self, bytes: usize, place: &Place, allocator: &Arc<Mutex<Allocator>>, host_sees: bool) -> Result<Block> {
         let failed = || format!("cannot allocate {} in {}", crate::units::bytes(bytes as u64), place.0.as_str());
         let memory = memory_of(place)?;

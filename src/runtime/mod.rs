@@ -13,6 +13,7 @@ mod bindings;
 mod buffers;
 pub mod custom;
 pub mod device;
+pub mod engines;
 mod fetch;
 mod graph;
 mod handed;

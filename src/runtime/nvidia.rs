@@ -181,6 +181,20 @@ pub fn root_of(library: &Path) -> Option<&Path> {
     folder.parent()
 }
 
+/// Models of this machine's GPUs, by the kernel module's account; none where it does not say.
+pub fn gpu_models(root: &Path) -> Vec<String> {
+    let gpus = std::fs::read_dir(root.join("proc/driver/nvidia/gpus")).into_iter().flatten().flatten();
+    let mut models: Vec<_> = gpus
+        .filter_map(|gpu| {
+            let text = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+            let model = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
+            Some(model.trim().to_owned())
+        })
+        .collect();
+    models.sort();
+    models
+}
+
 fn is_library(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("lib"))
 }
@@ -250,6 +264,19 @@ mod tests {
         );
         assert!(placed(root.path(), ProviderKind::Cpu).is_empty());
         assert!(placed(root.path(), ProviderKind::OpenVino).is_empty());
+    }
+
+    #[test]
+    fn gpus_are_named_by_the_kernel_module() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(gpu_models(root.path()).is_empty());
+        for (slot, model) in [("0000:b1:00.0", "NVIDIA L4"), ("0000:31:00.0", "NVIDIA H100 PCIe")] {
+            let folder = root.path().join("proc/driver/nvidia/gpus").join(slot);
+            std::fs::create_dir_all(&folder).unwrap();
+            let text = format!("Model: \t\t {model}\nIRQ:   \t\t 129\nGPU UUID: \t GPU-0\n");
+            std::fs::write(folder.join("information"), text).unwrap();
+        }
+        assert_eq!(gpu_models(root.path()), ["NVIDIA H100 PCIe", "NVIDIA L4"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ const LAYERS: &[(&str, u32)] = &[
 ];
 
 /// Files of `runtime/` that the parent process may use: they name no `ort`.
-const PARENT_SAFE_RUNTIME: &[&str] = &["catalog.rs", "fetch.rs", "install.rs", "nvidia.rs", "pieces.rs"];
+const PARENT_SAFE_RUNTIME: &[&str] = &["catalog.rs", "fetch.rs", "install.rs", "nvidia.rs", "pieces.rs", "engines.rs"];
 
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

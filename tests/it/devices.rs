@@ -46,6 +46,20 @@ fn caches_on_a_device_change_no_bit() {
     }
 }
 
+/// A mask as wide as the cache, and inputs and logits that are copied to and from one place each.
+#[test]
+fn steps_of_fixed_shapes_compute_the_same() {
+    for model in ["qwen3-tiny", "qwen3-moe-tiny", "qwen3-vl-tiny"] {
+        for name in ["fp32-fused", "fp16-fused", "int4-fused"] {
+            let package = Package::open(&package_of(model, name)).expect("a package");
+            let plan = Plan::with_threads(2);
+            let fixed = Plan { fixed_steps: true, ..there(&plan) };
+            let (expected, found) = (logits(&package, &plan), logits(&package, &fixed));
+            assert!(expected == found, "{model} {name}");
+        }
+    }
+}
+
 /// What parts hand over is on the device as well.
 #[test]
 fn parts_hand_over_on_a_device() {

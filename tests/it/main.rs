@@ -12,6 +12,7 @@ mod devices;
 mod endings;
 mod expected;
 mod generation;
+mod gpu_check;
 mod guesses;
 mod harness;
 mod images;

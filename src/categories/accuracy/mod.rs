@@ -55,7 +55,8 @@ impl Measure for Accuracy {
         let mut role = role(context, plan, &package)?;
 
         let images = sets.iter().any(|set| set.items.iter().any(|item| !item.images.is_empty()));
-        let knobs = Plan { images: images || cell.workload.image.is_some(), ..context.plan() };
+        let images = images || cell.workload.image.is_some();
+        let knobs = Plan { images, any_shape: true, ..context.plan() };
         let mut model = common::load_model(context, &package, &knobs)?;
         common::first_prefill(context, &package, &mut model)?;
 
