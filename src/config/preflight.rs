@@ -38,7 +38,7 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
     fits(cell, &package).map_err(|error| Skip::of(Status::Unsupported, &error))?;
     let library = catalog::find(&cell.backend.runtime).map_err(|error| Skip::of(Status::Unsupported, &error))?;
     let pack_weights = match cell.memory.residency {
-        Some(_) => memory::weights_bytes(&package).map_err(|error| Skip::of(Status::Failed, &error))?,
+        Some(_) => package.weights_bytes().map_err(|error| Skip::of(Status::Failed, &error))?,
         None => 0,
     };
     let memory = estimate::memory(cell, &package.manifest, pack_weights);
