@@ -77,7 +77,7 @@ fn work(job: &Job, report: &Reporter) -> Result<()> {
             let reference = reference.as_deref();
             let (runtime, process, offload) = (&runtime, *process, offload.as_deref());
             let context = categories::Context { runtime, cell, process, reference, offload, report };
-            categories::of(*category).measure(&context)
+            categories::of(cell, *category).measure(&context)
         }
     }
 }

@@ -5,6 +5,7 @@ mod ceilings;
 mod common;
 mod disk;
 mod feeding;
+mod graph;
 mod memory;
 mod speed;
 mod streaming;
@@ -15,7 +16,7 @@ pub use ceilings::ceilings;
 
 use std::path::Path;
 
-use crate::cell::{Category, Cell};
+use crate::cell::{Category, Cell, ModelKind};
 use crate::engine::Plan;
 use crate::error::Result;
 use crate::protocol::Reporter;
@@ -53,8 +54,11 @@ pub trait Measure: Sync {
     fn measure(&self, context: &Context) -> Result<()>;
 }
 
-/// The category behind a name.
-pub fn of(category: Category) -> &'static dyn Measure {
+/// The category behind a name, as it is measured of the cell's model.
+pub fn of(cell: &Cell, category: Category) -> &'static dyn Measure {
+    if cell.kind() == ModelKind::Graph {
+        return graph::of(category);
+    }
     match category {
         Category::Speed => &speed::Speed,
         Category::Throughput => &throughput::Throughput,

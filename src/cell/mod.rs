@@ -53,9 +53,11 @@ macro_rules! named_enum {
 pub(crate) use named_enum;
 
 mod accuracy;
+mod graph;
 mod memory;
 
 pub use accuracy::{AccuracyPlan, FidelityPlan, Scoring, TaskRef, TaskSource};
+pub use graph::{Dimensions, ElementType, Fill, GraphPlan, InputPlan, ModelKind, OutputPlan};
 pub use memory::{MemoryAmount, MemoryPlan};
 
 named_enum! {
@@ -332,4 +334,15 @@ pub struct Cell {
     /// What the category `accuracy` does; `None` where it is not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Box<AccuracyPlan>>,
+    /// Of a cell that runs any ONNX graph, everything about it. Precision, flavour and workload, which are a language
+    /// model's, say nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<Box<GraphPlan>>,
+}
+
+impl Cell {
+    /// What its model is.
+    pub fn kind(&self) -> ModelKind {
+        if self.graph.is_some() { ModelKind::Graph } else { ModelKind::Package }
+    }
 }

@@ -9,7 +9,7 @@ use super::axes::{Axes, Axis};
 use super::check::Checker;
 use super::file::{AxesEntry, AxisEntry, RandomTokens};
 use super::paths;
-use crate::cell::{Category, Scoring};
+use crate::cell::{Category, ModelKind, Scoring};
 
 /// Largest values that make sense; anything above is a slip of the hand.
 const MAX_ITEMS: u32 = 1 << 24;
@@ -176,7 +176,8 @@ impl Checker<'_> {
         }
         let floor = floor.and_then(|floor| self.floor(floor));
         let Spanned { value: entry, referenced: at, .. } = entry?;
-        if entry.tasks.is_empty() && entry.fidelity.is_none() {
+        let graphs = self.kinds.contains(&ModelKind::Graph) && entry.reference.is_some();
+        if entry.tasks.is_empty() && entry.fidelity.is_none() && !graphs {
             self.problem(*at, "`accuracy` has neither `tasks` nor `fidelity`, so that nothing would be asked");
         }
         let limit = self.count(&entry.limit, "limit", 1, MAX_ITEMS);
@@ -275,7 +276,7 @@ impl Checker<'_> {
                     values.len(),
                     axis.name()
                 );
-                self.problem(entry.value.on(axis).map_or(entry.referenced, |values| values.referenced), message);
+                self.problem(entry.value.place(axis).unwrap_or(entry.referenced), message);
             }
         }
         Reference { axes, at: entry.referenced }

@@ -3,7 +3,7 @@
 
 use serde_yaml::Location;
 
-use crate::cell::{Flavour, ImageSize, MemoryAmount, Precision, Residency};
+use crate::cell::{Flavour, ImageSize, MemoryAmount, ModelKind, Precision, Residency};
 use crate::probe;
 
 /// Largest values that make sense; anything above is a slip of the hand.
@@ -25,6 +25,7 @@ pub enum Axis {
     MicroBatch,
     Offload,
     Guess,
+    Dimensions,
     Batch,
     Image,
     PromptTokens,
@@ -52,6 +53,8 @@ pub enum Values {
     Budgets,
     /// `none`, a size or `budget`.
     Limits,
+    /// Sizes by name; on the axis stand places in the list of all that the file has, the empty one first.
+    Dimensions,
 }
 
 impl Axis {
@@ -67,6 +70,7 @@ impl Axis {
         Self::MicroBatch,
         Self::Offload,
         Self::Guess,
+        Self::Dimensions,
         Self::Batch,
         Self::Image,
         Self::PromptTokens,
@@ -87,6 +91,7 @@ impl Axis {
             Self::MicroBatch => "micro_batch",
             Self::Offload => "offload",
             Self::Guess => "guess",
+            Self::Dimensions => "dimensions",
             Self::Batch => "batch",
             Self::Image => "image",
             Self::PromptTokens => "prompt_tokens",
@@ -129,6 +134,10 @@ impl Axis {
                 "Experts of the next layer that are read on a guess while the disk is idle, with the residency \
                  `experts`; 0 for none. Default: 0."
             }
+            Self::Dimensions => {
+                "Of graphs: sizes of free dimensions by name, as `{batch: 8}`, or a list of such; of a mapping, a graph \
+                 takes the names that it has. Default: none."
+            }
             Self::Batch => "Sequences that run together.",
             Self::Image => {
                 "Width and height of a generated image at the start of each prompt, as `448x448`, for models that \
@@ -137,6 +146,15 @@ impl Axis {
             Self::PromptTokens => "Tokens of each prompt, exactly, those of an image among them.",
             Self::GenerateTokens => "Tokens generated after each prompt, exactly.",
             Self::Backend => "Names from `backends`.",
+        }
+    }
+
+    /// Whether it says something to models of this kind; on the others, a point has [`NOTHING`].
+    pub fn applies_to(self, kind: ModelKind) -> bool {
+        match self {
+            Self::Model | Self::Backend | Self::Threads | Self::MemoryLimit => true,
+            Self::Dimensions => kind == ModelKind::Graph,
+            _ => kind == ModelKind::Package,
         }
     }
 
@@ -153,6 +171,7 @@ impl Axis {
             Self::MicroBatch => Values::CountsOr("none", MAX_BATCH),
             Self::Offload => Values::Words(OFFLOADS),
             Self::Guess => Values::CountsOr("0", MAX_GUESS),
+            Self::Dimensions => Values::Dimensions,
             Self::Batch => Values::Counts(MAX_BATCH),
             Self::Image => Values::Images,
             Self::PromptTokens | Self::GenerateTokens => Values::Counts(MAX_TOKENS),
@@ -167,7 +186,7 @@ impl Axis {
             Self::Flavour => Some(vec![0]),
             Self::Threads => Some(vec![probe::cpu::default_threads()]),
             Self::Image => Some(vec![ImageSize::pack(None)]),
-            Self::Residency | Self::MicroBatch | Self::Offload | Self::Guess => Some(vec![0]),
+            Self::Residency | Self::MicroBatch | Self::Offload | Self::Guess | Self::Dimensions => Some(vec![0]),
             Self::MemoryBudget | Self::MemoryLimit => Some(vec![MemoryAmount::None.pack()]),
             _ => None,
         }
@@ -175,7 +194,10 @@ impl Axis {
 }
 
 /// Number of axes.
-const COUNT: usize = 15;
+const COUNT: usize = 16;
+
+/// The value of a point on an axis that says nothing to its model: no value of any axis, so that no rule names it.
+pub const NOTHING: u32 = u32::MAX - 1;
 
 /// Words of the axis `residency`: none, and those of [`Residency`] in its order.
 const RESIDENCIES: &[&str] = &["none", "resident", "mapped", "stream", "experts"];
@@ -210,14 +232,21 @@ impl Point {
         self.on(Axis::Backend) as usize
     }
 
-    /// The precision.
-    pub fn precision(&self) -> Precision {
-        Precision::ALL[self.on(Axis::Precision) as usize]
+    /// The same point, with nothing on the axes that say nothing to a model of this kind.
+    #[must_use]
+    pub fn of_kind(self, kind: ModelKind) -> Self {
+        let silent = Axis::ALL.into_iter().filter(|axis| !axis.applies_to(kind));
+        silent.fold(self, |point, axis| point.with(axis, NOTHING))
     }
 
-    /// The flavour.
+    /// The precision of a package.
+    pub fn precision(&self) -> Precision {
+        Precision::ALL.get(self.on(Axis::Precision) as usize).copied().unwrap_or(Precision::Fp32)
+    }
+
+    /// The flavour of a package.
     pub fn flavour(&self) -> Flavour {
-        Flavour::ALL[self.on(Axis::Flavour) as usize]
+        Flavour::ALL.get(self.on(Axis::Flavour) as usize).copied().unwrap_or(Flavour::Plain)
     }
 
     /// The image's size.
@@ -301,6 +330,15 @@ impl Axes {
                 .collect();
         }
         points
+    }
+
+    /// The same values, on the axes that are chosen.
+    pub fn only(&self, chosen: impl Fn(Axis) -> bool) -> Self {
+        let mut axes = self.clone();
+        for axis in Axis::ALL.into_iter().filter(|axis| !chosen(*axis)) {
+            (axes.values[axis as usize], axes.places[axis as usize]) = (None, None);
+        }
+        axes
     }
 
     /// True when every axis named has the point's value.

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_yaml::{Location, Spanned};
 
 use super::accuracy::{self, Accuracy};
-use super::axes::{Axes, Axis, Values};
+use super::axes::{Axes, Axis, NOTHING, Values};
 use super::file::{AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, RuntimeEntry};
+use super::graph::{self, GraphModel};
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{
-    Backend, Category, Flavour, ImageSize, MeasurementPlan, Precision, PromptSource, ProviderKind, RuntimeRef,
+    Backend, Category, Flavour, ImageSize, MeasurementPlan, ModelKind, Precision, PromptSource, ProviderKind,
+    RuntimeRef,
 };
 use crate::yaml::suggest;
 
@@ -36,6 +38,8 @@ pub struct Checked {
     pub exclude: Vec<Rule>,
     pub include: Vec<Axes>,
     pub overrides: Vec<Override>,
+    /// What stands on the axis `dimensions`.
+    pub dimensions: graph::Known,
 }
 
 /// A model entry.
@@ -48,6 +52,16 @@ pub struct Model {
     pub package: String,
     pub precision: Option<Precision>,
     pub flavour: Option<Flavour>,
+    /// What there is instead of a package, of a model of the kind `graph`.
+    pub graph: Option<GraphModel>,
+    pub kind: ModelKind,
+}
+
+impl Model {
+    /// Whether an output has an expected value.
+    pub fn expects(&self) -> bool {
+        self.graph.as_ref().is_some_and(GraphModel::expects)
+    }
 }
 
 /// An exclusion.
@@ -90,6 +104,10 @@ pub fn check(file: &File, folder: &Path) -> Result<Checked, Vec<Problem>> {
         models: Vec::new(),
         backends: Vec::new(),
         has_accuracy: file.accuracy.is_some(),
+        kinds: Vec::new(),
+        expects: false,
+        dimensions: graph::Known::default(),
+        free: Vec::new(),
     };
     let checked = checker.file(file);
     if checker.problems.is_empty() { Ok(checked) } else { Err(checker.problems) }
@@ -102,6 +120,13 @@ pub(super) struct Checker<'a> {
     models: Vec<String>,
     backends: Vec<String>,
     has_accuracy: bool,
+    /// Kinds of the models, in their order.
+    pub(super) kinds: Vec<ModelKind>,
+    /// Whether an output of a graph has an expected value.
+    pub(super) expects: bool,
+    pub(super) dimensions: graph::Known,
+    /// Free dimensions of all graphs.
+    pub(super) free: Vec<String>,
 }
 
 impl Checker<'_> {
@@ -123,20 +148,26 @@ impl Checker<'_> {
         if file.backends.value.is_empty() {
             self.problem(file.backends.referenced, "`backends` is empty");
         }
-        let models = file.models.value.iter().map(|entry| self.model(entry)).collect();
+        let models: Vec<Model> = file.models.value.iter().map(|entry| self.model(entry)).collect();
+        self.kinds = models.iter().map(|model| model.kind).collect();
+        self.expects = models.iter().any(Model::expects);
+        let of_cells = std::iter::once(&file.matrix.value).chain(file.include.iter().map(|rule| &rule.value));
+        self.collect_dimensions(of_cells, &models);
         let backends = file.backends.value.iter().map(|entry| self.backend(entry)).collect();
         self.unique(file.models.value.iter().map(|entry| &entry.name), "model");
         self.unique(file.backends.value.iter().map(|entry| &entry.name), "backend");
 
         let mut matrix = self.axes(&file.matrix.value, "matrix");
-        for axis in Axis::ALL.into_iter().filter(|axis| file.matrix.value.on(*axis).is_none()) {
+        self.tell_silent_axes(&matrix);
+        for axis in Axis::ALL.into_iter().filter(|axis| file.matrix.value.place(*axis).is_none()) {
             match axis.default_values() {
                 Some(values) => matrix.set(axis, values),
+                None if self.is_silent(axis) => matrix.set(axis, vec![NOTHING]),
                 None => self.problem(file.matrix.referenced, format!("`matrix` lacks the axis `{}`", axis.name())),
             }
         }
 
-        Checked {
+        let checked = Checked {
             folder: self.folder.to_owned(),
             name: file.name.value.clone(),
             models,
@@ -144,7 +175,7 @@ impl Checker<'_> {
             matrix,
             categories: match &file.categories {
                 Some(axis) => self.categories(axis),
-                None => accuracy::default_categories(self.has_accuracy),
+                None => accuracy::default_categories(self.has_accuracy || self.expects),
             },
             accuracy: self.accuracy(file.accuracy.as_ref(), file.accuracy_floor.as_ref()),
             prompt: self.prompt(file.prompt.as_ref()),
@@ -170,23 +201,57 @@ impl Checker<'_> {
                     at: rule.referenced,
                 })
                 .collect(),
+            dimensions: graph::Known::default(),
+        };
+        Checked { dimensions: std::mem::take(&mut self.dimensions), ..checked }
+    }
+
+    /// Whether an axis says nothing to any model of the file.
+    fn is_silent(&self, axis: Axis) -> bool {
+        !self.kinds.is_empty() && self.kinds.iter().all(|kind| !axis.applies_to(*kind))
+    }
+
+    fn tell_silent_axes(&mut self, matrix: &Axes) {
+        for axis in Axis::ALL {
+            let Some(at) = matrix.place(axis).filter(|_| self.is_silent(axis)) else { continue };
+            let (others, kind) = match self.kinds.first() {
+                Some(ModelKind::Graph) => ("graphs", "packages of language models"),
+                _ => ("packages", "models of `kind: graph`"),
+            };
+            let message =
+                format!("`{}` is for {kind}, and all models of the file are {others}: leave it out", axis.name());
+            self.problem(at, message);
         }
     }
 
     fn model(&mut self, entry: &ModelEntry) -> Model {
         self.name(&entry.name, "a model's name");
-        for problem in paths::unknown_placeholders(&entry.package.value, "a package") {
-            self.problem(entry.package.referenced, problem);
+        let kind = entry.kind.as_ref().and_then(|word| self.word(word, ModelKind::NAMES));
+        let kind = kind.unwrap_or(ModelKind::Package);
+        if kind == ModelKind::Graph {
+            graph::graph_only(self, entry);
+            return Model {
+                name: entry.name.value.clone(),
+                checkpoint: entry.name.value.clone(),
+                package: entry.path.as_ref().map(|path| path.value.clone()).unwrap_or_default(),
+                precision: None,
+                flavour: None,
+                graph: GraphModel::check(self, entry),
+                kind,
+            };
         }
+        graph::package_only(self, entry);
         if let Some(checkpoint) = &entry.checkpoint {
             self.name(checkpoint, "a checkpoint's name");
         }
         Model {
             name: entry.name.value.clone(),
             checkpoint: entry.checkpoint.as_ref().unwrap_or(&entry.name).value.clone(),
-            package: entry.package.value.clone(),
+            package: entry.package.as_ref().map(|package| package.value.clone()).unwrap_or_default(),
             precision: entry.precision.as_ref().and_then(|word| self.word(word, Precision::NAMES)),
             flavour: entry.flavour.as_ref().and_then(|word| self.word(word, Flavour::NAMES)),
+            graph: None,
+            kind,
         }
     }
 
@@ -227,6 +292,11 @@ impl Checker<'_> {
             self.problem(reason.referenced, "only a rule of `exclude` has a `reason`");
         }
         let mut axes = Axes::default();
+        if let Some(written) = &entry.dimensions {
+            let chooses = !["matrix", "include"].contains(&owner);
+            axes.set(Axis::Dimensions, self.dimensions(written, chooses));
+            axes.stands_at(Axis::Dimensions, written.referenced);
+        }
         for axis in Axis::ALL {
             let Some(written) = entry.on(axis) else { continue };
             let values = match axis.values() {
@@ -237,6 +307,7 @@ impl Checker<'_> {
                 Values::CountsOr(word, max) => self.counts_or(written, axis.name(), word, max),
                 Values::Images => self.images(written, axis.name()),
                 Values::Budgets | Values::Limits => self.amounts(written, axis),
+                Values::Dimensions => continue,
             };
             axes.set(axis, values);
             axes.stands_at(axis, written.referenced);
@@ -270,7 +341,7 @@ impl Checker<'_> {
     }
 
     fn categories(&mut self, axis: &Spanned<AxisEntry>) -> Vec<Category> {
-        if !self.has_accuracy {
+        if !self.has_accuracy && !self.expects {
             self.needs_accuracy(axis);
         }
         let indices = self.choices(axis, "categories", Category::NAMES);

@@ -1,6 +1,6 @@
 //! What a cell will need in memory, from its package's manifest: before anything runs.
 
-use crate::cell::{Cell, Flavour, Precision, ProviderKind, Residency, Workload};
+use crate::cell::{Cell, Flavour, GraphPlan, InputPlan, OutputPlan, Precision, ProviderKind, Residency, Workload};
 use crate::package::{CacheUpdate, Graph, GraphRole, Manifest, PortRole, Shape};
 
 /// Bytes, by what they are for.
@@ -17,6 +17,8 @@ pub struct MemoryEstimate {
     pub logits: u64,
     /// The images of all rows, and a run of the vision tower over one of them.
     pub vision: u64,
+    /// A graph's inputs and those of its outputs whose shapes are known.
+    pub tensors: u64,
     /// Process, runtime library and arena.
     pub program: u64,
 }
@@ -27,7 +29,7 @@ const PROGRAM_BYTES: u64 = 96 << 20;
 impl MemoryEstimate {
     /// The sum.
     pub fn total(&self) -> u64 {
-        [self.weights, self.experts, self.cache, self.logits, self.vision, self.program]
+        [self.weights, self.experts, self.cache, self.logits, self.vision, self.tensors, self.program]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -42,6 +44,7 @@ impl MemoryEstimate {
             ("cache", self.cache),
             ("logits", self.logits),
             ("images", self.vision),
+            ("inputs and outputs", self.tensors),
             ("program", self.program),
         ];
         let named = parts.iter().filter(|(_, bytes)| *bytes > 0);
@@ -69,6 +72,7 @@ pub fn memory(cell: &Cell, manifest: &Manifest, pack_weights: u64) -> MemoryEsti
         cache: product([batch, tokens, manifest.cache.bytes_per_token, if in_place { 1 } else { 2 }]),
         logits: product([batch, positions, manifest.shape.vocab_size, 4]),
         vision: vision(workload, manifest),
+        tensors: 0,
         program: PROGRAM_BYTES,
     };
     let estimate = match cell.memory.offload {
@@ -78,6 +82,27 @@ pub fn memory(cell: &Cell, manifest: &Manifest, pack_weights: u64) -> MemoryEsti
     match cell.memory.residency {
         None => estimate,
         Some(residency) => of_pack(estimate, residency, cell.memory.budget_bytes, pack_weights),
+    }
+}
+
+/// Estimates a cell of a graph whose file, with those beside it, has that many bytes. What its nodes hand to each other
+/// is known to nobody beforehand.
+pub fn graph(plan: &GraphPlan, file_bytes: u64) -> MemoryEstimate {
+    let inputs = plan.inputs.iter().map(InputPlan::bytes).fold(0, u64::saturating_add);
+    let output = |output: &OutputPlan| {
+        let shape = output.shape.iter().flatten().copied();
+        let elements = output.shape.as_ref().map_or(0, |_| shape.fold(1, u64::saturating_mul));
+        elements.saturating_mul(output.element.size() as u64)
+    };
+    let outputs = plan.outputs.iter().map(output).fold(0, u64::saturating_add);
+    MemoryEstimate {
+        weights: file_bytes,
+        experts: 0,
+        cache: 0,
+        logits: 0,
+        vision: 0,
+        tensors: inputs.saturating_add(outputs),
+        program: PROGRAM_BYTES,
     }
 }
 

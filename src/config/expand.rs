@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::Excluded;
-use super::axes::{Axis, Point};
+use super::axes::{Axis, NOTHING, Point};
 use super::check::{Checked, Model};
+use super::graph::Unfit;
 use super::problem::Problem;
 use super::{memory, paths, plans};
-use crate::cell::{Cell, CellId, MemoryAmount, MemoryPlan, ModelRef, Workload};
+use crate::cell::{
+    Cell, CellId, Dimensions, GraphPlan, ImageSize, MemoryAmount, MemoryPlan, ModelKind, ModelRef, Workload,
+};
 use crate::digest;
 
 /// More cells than anybody runs: a slip in an axis.
@@ -36,10 +39,12 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
             let message = format!("the matrix has more than {MAX_CELLS} cells");
             return Err(vec![Problem { at: None, message }]);
         }
-        let new = axes.points().into_iter().filter(|point| seen.insert(*point));
+        let points_of_kind = axes.points().into_iter().map(|point| file.of_model(point));
+        let new = points_of_kind.filter(|point| seen.insert(*point));
         points.extend(new.map(|point| (point, product)));
     }
     let mut problems = Vec::new();
+    file.tell_missing_axes(&points, &mut problems);
     for rule in &file.exclude {
         if !points.iter().any(|(point, _)| rule.axes.matches(point)) {
             problems.push(Problem::at(rule.at, "this rule of `exclude` matches no cell"));
@@ -63,11 +68,12 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
         match reason {
             Some(reason) => excluded.push(Excluded { id: cell.id, reason }),
             None => {
-                match memory::plan(point, &cell.model) {
-                    Ok(plan) => cell.memory = plan,
-                    Err((axis, message)) => {
+                match file.memory_and_graph(point, &cell.model) {
+                    Ok((plan, graph)) => (cell.memory, cell.graph) = (plan, graph),
+                    Err(Misfit::Axis(axis, message)) => {
                         problems.extend(products[*product].place(axis).map(|at| Problem::at(at, message)))
                     }
+                    Err(Misfit::Graph(Unfit { at, message })) => problems.push(Problem::at(at, message)),
                 }
                 cells.push((*point, cell));
             }
@@ -79,6 +85,12 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
     let without_tasks = plans::add(file, &mut cells, &mut excluded, &mut problems);
     let cells = cells.into_iter().map(|(_, cell)| cell).collect();
     if problems.is_empty() { Ok(Expanded { cells, excluded, without_tasks }) } else { Err(problems) }
+}
+
+/// Why a cell cannot be as its point says.
+enum Misfit {
+    Axis(Axis, String),
+    Graph(Unfit),
 }
 
 impl Model {
@@ -95,29 +107,87 @@ impl Model {
 }
 
 impl Checked {
+    /// The point as it is for its model: nothing on axes that say nothing to it, and of dimensions those that it has.
+    pub fn of_model(&self, point: Point) -> Point {
+        let model = &self.models[point.model()];
+        let dimensions = point.on(Axis::Dimensions);
+        let point = point.of_kind(model.kind);
+        match &model.graph {
+            Some(graph) => point.with(Axis::Dimensions, self.dimensions.taken(dimensions, &graph.free())),
+            None => point,
+        }
+    }
+
+    /// A matrix of graphs may leave out the axes of language models; `include` may bring one in that needs them.
+    fn tell_missing_axes(&self, points: &[(Point, usize)], problems: &mut Vec<Problem>) {
+        let lacks = |axis: &Axis| {
+            let lacks = |point: &Point| axis.applies_to(self.models[point.model()].kind) && point.on(*axis) == NOTHING;
+            points.iter().any(|(point, _)| lacks(point))
+        };
+        for axis in Axis::ALL.iter().filter(|axis| lacks(axis)) {
+            problems.push(Problem::whole(format!("`matrix` lacks the axis `{}`", axis.name())));
+        }
+    }
+
+    fn memory_and_graph(
+        &self,
+        point: &Point,
+        model: &ModelRef,
+    ) -> Result<(MemoryPlan, Option<Box<GraphPlan>>), Misfit> {
+        match &self.models[point.model()].graph {
+            None => Ok((memory::plan(point, model).map_err(|(axis, message)| Misfit::Axis(axis, message))?, None)),
+            Some(graph) => {
+                let plan = graph.plan(self.dimensions.get(point.on(Axis::Dimensions))).map_err(Misfit::Graph)?;
+                // A budget is a pack's, and a limit of its size is none here.
+                let limit_bytes = point.memory(Axis::MemoryLimit).bytes(0, None);
+                Ok((MemoryPlan { limit_bytes, ..MemoryPlan::default() }, Some(Box::new(plan))))
+            }
+        }
+    }
+
+    /// The id of a point.
+    pub fn id(&self, point: &Point) -> CellId {
+        let (model, backend) = (&self.models[point.model()], &self.backends[point.backend()]);
+        match model.kind {
+            ModelKind::Package => id(&model.name, &backend.name, point),
+            ModelKind::Graph => {
+                id_of_graph(&model.name, &backend.name, point, self.dimensions.get(point.on(Axis::Dimensions)))
+            }
+        }
+    }
+
     fn cell(&self, point: &Point) -> Cell {
         let (model, backend) = (&self.models[point.model()], &self.backends[point.backend()]);
-        let written = paths::fill(&model.package, model, point);
+        let (written, package) = match &model.graph {
+            Some(graph) => (model.package.clone(), graph.path.clone()),
+            None => {
+                let written = paths::fill(&model.package, model, point);
+                let package = paths::resolve(&self.folder, &written);
+                (written, package)
+            }
+        };
+        let of_package = |axis: Axis| if model.graph.is_some() { 0 } else { point.on(axis) };
         let mut cell = Cell {
-            id: id(&model.name, &backend.name, point),
-            model: ModelRef { name: model.name.clone(), package: paths::resolve(&self.folder, &written), written },
+            id: self.id(point),
+            model: ModelRef { name: model.name.clone(), package, written },
             backend: backend.clone(),
             precision: point.precision(),
             flavour: point.flavour(),
             threads: point.on(Axis::Threads),
             workload: Workload {
-                batch: point.on(Axis::Batch),
-                image: point.image(),
-                prompt_tokens: point.on(Axis::PromptTokens),
-                generate_tokens: point.on(Axis::GenerateTokens),
+                batch: of_package(Axis::Batch),
+                image: ImageSize::unpack(of_package(Axis::Image)),
+                prompt_tokens: of_package(Axis::PromptTokens),
+                generate_tokens: of_package(Axis::GenerateTokens),
                 prompt: self.prompt.clone(),
             },
             categories: self.categories.clone(),
             measurement: self.measurement.clone(),
             strict_placement: self.strict_placement,
             memory: MemoryPlan::default(),
-            offload_dir: self.offload_dir.clone().filter(|_| point.on(Axis::Offload) != 0),
+            offload_dir: self.offload_dir.clone().filter(|_| of_package(Axis::Offload) != 0),
             accuracy: None,
+            graph: None,
         };
         // Later rules win.
         for rule in self.overrides.iter().filter(|rule| rule.when.matches(point)) {
@@ -138,7 +208,7 @@ impl Checked {
 
 /// Readable axes and six digits of a hash over the axes alone: the same cell has the same id in every run, whatever
 /// its repetitions, its place on the disk or its neighbours.
-pub fn id(model: &str, backend: &str, point: &Point) -> CellId {
+fn id(model: &str, backend: &str, point: &Point) -> CellId {
     let (precision, flavour, image) = (point.precision(), point.flavour(), point.image());
     let [threads, batch] = [Axis::Threads, Axis::Batch].map(|axis| point.on(axis));
     let [prompt_tokens, generate_tokens] = [Axis::PromptTokens, Axis::GenerateTokens].map(|axis| point.on(axis));
@@ -176,5 +246,23 @@ pub fn id(model: &str, backend: &str, point: &Point) -> CellId {
         "model={model}\nbackend={backend}\nprecision={precision}\nflavour={flavour}\nthreads={threads}\n\
          {memory_fields}batch={batch}\n{picture}prompt_tokens={prompt_tokens}\ngenerate_tokens={generate_tokens}\n"
     );
+    CellId(format!("{axes}-{}", &digest::sha256(fields)[..6]))
+}
+
+/// The same of a graph: its model, its backend, its threads and the sizes of its free dimensions.
+fn id_of_graph(model: &str, backend: &str, point: &Point, dimensions: &Dimensions) -> CellId {
+    let (threads, limit) = (point.on(Axis::Threads), point.memory(Axis::MemoryLimit));
+    let mut axes = format!("{model}-{backend}-t{threads}");
+    let mut fields = format!("kind=graph\nmodel={model}\nbackend={backend}\nthreads={threads}\n");
+    if limit != MemoryAmount::None {
+        axes += &format!("-l{limit}");
+        fields += &format!("{}={limit}\n", Axis::MemoryLimit.name());
+    }
+    for (name, size) in &dimensions.0 {
+        // Names of dimensions may hold anything, and files are named by ids.
+        let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        axes += &format!("-{name}{size}");
+    }
+    fields += &format!("dimensions={:?}\n", dimensions.0);
     CellId(format!("{axes}-{}", &digest::sha256(fields)[..6]))
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
-use serde_yaml::Spanned;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::{Location, Spanned};
 
 use super::accuracy::AccuracyEntry;
 use super::axes::Axis;
@@ -43,11 +44,55 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
     pub name: Spanned<String>,
-    pub package: Spanned<String>,
+    pub kind: Option<Spanned<String>>,
+    /// Of a language model.
+    pub package: Option<Spanned<String>>,
+    /// Of a graph.
+    pub path: Option<Spanned<String>>,
+    /// What a graph is fed.
+    pub inputs: Option<Spanned<Named<InputEntry>>>,
+    /// What a graph's outputs are held against.
+    pub outputs: Option<Spanned<Named<OutputEntry>>>,
+    /// Items of a graph's run: a number, or the name of a free dimension.
+    pub items: Option<Spanned<String>>,
     /// What it was exported from, where models of several names have one.
     pub checkpoint: Option<Spanned<String>>,
     pub precision: Option<Spanned<String>>,
     pub flavour: Option<Spanned<String>>,
+}
+
+/// An input of a graph.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputEntry {
+    pub shape: Option<Spanned<Vec<Spanned<String>>>>,
+    pub fill: Option<Spanned<String>>,
+    pub array: Option<Spanned<String>>,
+    pub text: Option<Spanned<String>>,
+    pub low: Option<Spanned<f64>>,
+    pub high: Option<Spanned<f64>>,
+    pub seed: Option<Spanned<u64>>,
+}
+
+/// An output of a graph.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputEntry {
+    pub rtol: Option<Spanned<f64>>,
+    pub atol: Option<Spanned<f64>>,
+    pub expected: Option<Spanned<String>>,
+    pub array: Option<Spanned<String>>,
+}
+
+/// Keys of the writer's own choice, in the order written, with their places.
+#[derive(Debug)]
+pub struct Named<T>(pub Vec<(Spanned<String>, Spanned<T>)>);
+
+/// `dimensions`: a mapping of sizes or a list of such.
+#[derive(Debug)]
+pub enum DimensionsEntry {
+    One(Named<i128>),
+    Many(Vec<Spanned<Named<i128>>>),
 }
 
 /// One of `backends`.
@@ -83,6 +128,7 @@ pub struct AxesEntry {
     pub micro_batch: Option<Spanned<AxisEntry>>,
     pub offload: Option<Spanned<AxisEntry>>,
     pub guess: Option<Spanned<AxisEntry>>,
+    pub dimensions: Option<Spanned<DimensionsEntry>>,
     pub batch: Option<Spanned<AxisEntry>>,
     pub image: Option<Spanned<AxisEntry>>,
     pub prompt_tokens: Option<Spanned<AxisEntry>>,
@@ -92,7 +138,15 @@ pub struct AxesEntry {
 }
 
 impl AxesEntry {
-    /// What is written for an axis.
+    /// Where an axis is written, if it is.
+    pub fn place(&self, axis: Axis) -> Option<Location> {
+        match axis {
+            Axis::Dimensions => self.dimensions.as_ref().map(|written| written.referenced),
+            axis => self.on(axis).map(|written| written.referenced),
+        }
+    }
+
+    /// What is written for an axis of words or numbers.
     pub fn on(&self, axis: Axis) -> Option<&Spanned<AxisEntry>> {
         match axis {
             Axis::Model => &self.model,
@@ -105,6 +159,7 @@ impl AxesEntry {
             Axis::MicroBatch => &self.micro_batch,
             Axis::Offload => &self.offload,
             Axis::Guess => &self.guess,
+            Axis::Dimensions => &None,
             Axis::Batch => &self.batch,
             Axis::Image => &self.image,
             Axis::PromptTokens => &self.prompt_tokens,
@@ -228,13 +283,62 @@ impl<'de> Deserialize<'de> for RuntimeEntry {
             fn visit_str<E: de::Error>(self, value: &str) -> Result<RuntimeEntry, E> {
                 Ok(RuntimeEntry::Name(value.to_owned()))
             }
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<RuntimeEntry, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RuntimeEntry, A::Error> {
                 ByPath::deserialize(de::value::MapAccessDeserializer::new(map))
                     .map(|entry| RuntimeEntry::Path(entry.path))
             }
         }
 
         deserializer.deserialize_any(RuntimeVisitor)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(NamedVisitor(PhantomData))
+    }
+}
+
+struct NamedVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
+    type Value = Named<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("names with what belongs to them")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Named(entries))
+    }
+}
+
+impl<'de> Deserialize<'de> for DimensionsEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct DimensionsVisitor;
+
+        impl<'de> Visitor<'de> for DimensionsVisitor {
+            type Value = DimensionsEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("names of free dimensions with their sizes, as `{batch: 8}`, or a list of such")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<DimensionsEntry, A::Error> {
+                NamedVisitor(PhantomData).visit_map(map).map(DimensionsEntry::One)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<DimensionsEntry, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(DimensionsEntry::Many(values))
+            }
+        }
+
+        deserializer.deserialize_any(DimensionsVisitor)
     }
 }
 

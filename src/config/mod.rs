@@ -7,6 +7,7 @@ mod check;
 pub mod estimate;
 mod expand;
 mod file;
+mod graph;
 mod memory;
 mod paths;
 mod plans;

@@ -7,12 +7,11 @@ use serde_yaml::Location;
 
 use super::Excluded;
 use super::accuracy::{Accuracy, FidelitySource, Reference, Task, Written};
-use super::axes::{Axis, Point};
+use super::axes::{Axes, Axis, Point};
 use super::check::{Checked, Override};
-use super::expand::id;
 use super::paths;
 use super::problem::Problem;
-use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, PromptSource, TaskRef, TaskSource};
+use crate::cell::{AccuracyPlan, Category, Cell, CellId, FidelityPlan, ModelKind, PromptSource, TaskRef, TaskSource};
 use crate::error::Error;
 use crate::tasks::{Description, Kind, TaskSet};
 
@@ -48,6 +47,17 @@ pub fn add(
     let mut without_tasks = Vec::new();
     for (point, cell) in cells.iter_mut().filter(|(_, cell)| cell.categories.contains(&Category::Accuracy)) {
         let plan = planner.plan(point);
+        if file.models[point.model()].kind == ModelKind::Graph {
+            // Its outputs are compared with a reference's, or with those that its entry names.
+            if accuracy.reference.is_some() || file.models[point.model()].expects() {
+                cell.accuracy = Some(Box::new(plan));
+            } else {
+                planner.tell_the_rule_that_asked(point, cell);
+                cell.categories.retain(|category| *category != Category::Accuracy);
+                without_tasks.push(cell.id.clone());
+            }
+            continue;
+        }
         if plan.tasks.is_empty() && plan.fidelity.is_none() {
             planner.tell_the_rule_that_asked(point, cell);
             cell.categories.retain(|category| *category != Category::Accuracy);
@@ -71,6 +81,16 @@ pub fn add(
     cells.retain(|(_, cell)| !idle(cell));
     without_tasks.retain(|id| excluded.iter().all(|cell| cell.id != *id));
     without_tasks
+}
+
+impl Checked {
+    /// Of the axes that name a reference, those that say something to models of this kind. A model of the other kind is
+    /// none's reference: each has its own then.
+    fn reference_axes(&self, axes: &Axes, kind: ModelKind) -> Axes {
+        let named = axes.on(Axis::Model).and_then(|models| models.first());
+        let other = named.is_some_and(|model| self.models[*model as usize].kind != kind);
+        axes.only(|axis| axis.applies_to(kind) && !(axis == Axis::Model && other))
+    }
 }
 
 struct Planner<'a> {
@@ -100,7 +120,8 @@ impl Planner<'_> {
     fn plan(&mut self, point: &Point) -> AccuracyPlan {
         let accuracy = self.accuracy;
         let mut tasks: Vec<TaskRef> = Vec::new();
-        for task in accuracy.tasks.iter().filter(|task| task.when.matches(point)) {
+        let package = self.file.models[point.model()].kind == ModelKind::Package;
+        for task in accuracy.tasks.iter().filter(|task| package && task.when.matches(point)) {
             let resolved = self.task(task, point);
             if tasks.iter().any(|other| other.name == resolved.name) {
                 let message = format!("a cell has two tasks of the name `{}`; give one a `name`", resolved.name);
@@ -108,7 +129,7 @@ impl Planner<'_> {
             }
             tasks.push(resolved);
         }
-        let fidelity = accuracy.fidelity.as_ref().map(|fidelity| FidelityPlan {
+        let fidelity = accuracy.fidelity.as_ref().filter(|_| package).map(|fidelity| FidelityPlan {
             source: self.fidelity_source(&fidelity.source, point),
             tokens: fidelity.tokens,
             window: fidelity.window,
@@ -123,7 +144,7 @@ impl Planner<'_> {
             run_code: accuracy.run_code,
             fidelity,
             reference: None,
-            floor: accuracy.floor,
+            floor: accuracy.floor.filter(|_| package),
         }
     }
 
@@ -205,7 +226,13 @@ impl Planner<'_> {
             free.fold(*point, |point, axis| point.with(axis, 0))
         };
         let mut references: BTreeMap<Point, (CellId, Vec<String>)> = BTreeMap::new();
-        for (point, cell) in cells.iter().filter(|(point, _)| reference.axes.matches(point)) {
+        let axes_for = |kind: ModelKind| self.file.reference_axes(&reference.axes, kind);
+        let (of_packages, of_graphs) = (axes_for(ModelKind::Package), axes_for(ModelKind::Graph));
+        let axes = |point: &Point| match self.file.models[point.model()].kind {
+            ModelKind::Package => &of_packages,
+            ModelKind::Graph => &of_graphs,
+        };
+        for (point, cell) in cells.iter().filter(|(point, _)| axes(point).matches(point)) {
             if let Some(plan) = &cell.accuracy {
                 let tasks = || plan.tasks.iter().map(|task| task.name.clone()).collect();
                 references.entry(representative(point)).or_insert_with(|| (cell.id.clone(), tasks()));
@@ -214,12 +241,12 @@ impl Planner<'_> {
         let mut missing: BTreeMap<Point, (CellId, CellId, u32)> = BTreeMap::new();
         for (point, cell) in cells.iter_mut() {
             let Some(plan) = &mut cell.accuracy else { continue };
-            let named = Axis::ALL.into_iter().filter_map(|axis| Some((axis, *reference.axes.on(axis)?.first()?)));
+            let axes = axes(point);
+            let named = Axis::ALL.into_iter().filter_map(|axis| Some((axis, *axes.on(axis)?.first()?)));
             let sought = named.fold(*point, |point, (axis, value)| point.with(axis, value));
             let representative = representative(&sought);
             let Some((id_of_reference, tasks)) = references.get(&representative) else {
-                let (model, backend) = (&self.file.models[sought.model()], &self.file.backends[sought.backend()]);
-                let sought = id(&model.name, &backend.name, &sought);
+                let sought = self.file.id(&sought);
                 missing.entry(representative).or_insert_with(|| (sought, cell.id.clone(), 0)).2 += 1;
                 continue;
             };

@@ -5,6 +5,7 @@ use crate::config::estimate::{self, MemoryEstimate};
 use crate::config::memory;
 use crate::error::{Error, Result};
 use crate::package::Package;
+use crate::package::onnx::Signature;
 use crate::runtime::catalog::{self, Library};
 use crate::units;
 
@@ -34,14 +35,25 @@ pub struct Ready {
 /// # Errors
 /// The reason for which the cell cannot run, as its row will say it.
 pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> {
-    let package = Package::open(&cell.model.package).map_err(|error| Skip::of(Status::Failed, &error))?;
-    fits(cell, &package).map_err(|error| Skip::of(Status::Unsupported, &error))?;
-    let library = catalog::find(&cell.backend.runtime).map_err(|error| Skip::of(Status::Unsupported, &error))?;
-    let pack_weights = match cell.memory.residency {
-        Some(_) => package.weights_bytes().map_err(|error| Skip::of(Status::Failed, &error))?,
-        None => 0,
+    let failed = |error: Error| Skip::of(Status::Failed, &error);
+    let unsupported = |error: Error| Skip::of(Status::Unsupported, &error);
+    let (library, memory) = match &cell.graph {
+        Some(graph) => {
+            let file = &cell.model.package;
+            let bytes = Signature::read(file).map_err(failed)?.bytes(file);
+            (catalog::find(&cell.backend.runtime).map_err(unsupported)?, estimate::graph(graph, bytes))
+        }
+        None => {
+            let package = Package::open(&cell.model.package).map_err(failed)?;
+            fits(cell, &package).map_err(unsupported)?;
+            let library = catalog::find(&cell.backend.runtime).map_err(unsupported)?;
+            let pack_weights = match cell.memory.residency {
+                Some(_) => package.weights_bytes().map_err(failed)?,
+                None => 0,
+            };
+            (library, estimate::memory(cell, &package.manifest, pack_weights))
+        }
     };
-    let memory = estimate::memory(cell, &package.manifest, pack_weights);
     // A cell under a limit of its own takes no more than that: whether it manages with it is what is measured.
     let needed = cell.memory.limit_bytes.map_or(memory.total(), |limit| memory.total().min(limit));
     if let Some(limit) = memory_limit.filter(|&limit| needed > limit) {
@@ -53,7 +65,10 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
                 memory.parts(),
                 units::bytes(limit)
             ),
-            hint: Some("use a lower precision, another flavour, a smaller batch, prompt or image".to_owned()),
+            hint: Some(match &cell.graph {
+                Some(_) => "give its inputs smaller shapes".to_owned(),
+                None => "use a lower precision, another flavour, a smaller batch, prompt or image".to_owned(),
+            }),
         });
     }
     Ok(Ready { library, memory })

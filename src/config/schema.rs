@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::axes::{Axis, Values};
-use crate::cell::{Category, Flavour, Precision, ProviderKind, Scoring};
+use crate::cell::{Category, Flavour, ModelKind, ProviderKind, Scoring};
 
 /// A value or a list of such values.
 fn axis(item: Value, description: &str) -> Value {
@@ -24,6 +24,10 @@ fn item(axis: Axis) -> Value {
         Values::CountsOr(word, maximum) => {
             json!({"oneOf": [{"const": word}, {"type": "integer", "minimum": 1, "maximum": maximum}]})
         }
+        Values::Dimensions => json!({
+            "type": "object",
+            "additionalProperties": {"type": "integer", "minimum": 0},
+        }),
         Values::Images => json!({"type": "string", "pattern": "^(none|[1-9][0-9]*x[1-9][0-9]*)$"}),
         Values::Budgets => json!({"type": "string", "pattern": "^(none|[0-9.]+ *([KMGT]iB|%))$"}),
         Values::Limits => json!({"type": "string", "pattern": "^(none|budget|[0-9.]+ *[KMGT]iB)$"}),
@@ -94,9 +98,44 @@ fn accuracy(axes: &Value) -> Value {
     )
 }
 
+/// Keys of the writer's own choice.
+fn named(description: &str, value: Value) -> Value {
+    json!({"type": "object", "description": description, "additionalProperties": value})
+}
+
+fn graph_input() -> Value {
+    let size = json!({"oneOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]});
+    object(
+        "An input of a graph.",
+        &[],
+        json!({
+            "shape": {"type": "array", "items": size, "description": "Sizes, or names of free dimensions. Default: the graph's own."},
+            "fill": {"type": ["string", "number", "boolean"], "description": "`random`, `zeros`, `ones`, `range`, a number, or a `.npy` or `.npz` file."},
+            "array": {"type": "string", "description": "Which array of a `.npz` file. Default: the input's name."},
+            "text": {"type": "string", "description": "Of strings: the text that all of them are."},
+            "low": {"type": "number", "description": "Smallest random value. Default 0."},
+            "high": {"type": "number", "description": "Largest random value; of floats it is left out. Default 1 for floats; whole numbers need it."},
+            "seed": {"type": "integer", "minimum": 0, "description": "Of random values. Default 0."},
+        }),
+    )
+}
+
+fn graph_output() -> Value {
+    let tolerance = |description: &str| json!({"type": "number", "minimum": 0, "description": description});
+    object(
+        "An output of a graph.",
+        &[],
+        json!({
+            "rtol": tolerance("Relative tolerance: an element may differ by atol + rtol × |expected|. Default 0.001."),
+            "atol": tolerance("Absolute tolerance. Default 0.00001."),
+            "expected": {"type": "string", "description": "A `.npy` or `.npz` file of what it should be, instead of a reference cell."},
+            "array": {"type": "string", "description": "Which array of a `.npz` file. Default: the output's name."},
+        }),
+    )
+}
+
 /// The schema (draft 2020-12).
 pub fn schema() -> Value {
-    let precision = json!({"enum": Precision::NAMES});
     let flavour = json!({"enum": Flavour::NAMES});
     let axes: Value =
         Axis::ALL.map(|each| (each.name().to_owned(), axis(item(each), each.description()))).into_iter().collect();
@@ -126,11 +165,16 @@ pub fn schema() -> Value {
             "version": {"const": 1, "description": "Version of this format."},
             "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "description": "Part of the results folder's name."},
             "description": {"type": "string", "description": "For the file's readers."},
-            "models": {"type": "array", "minItems": 1, "description": "Packages to run.", "items": object("A model.", &["name", "package"], json!({
+            "models": {"type": "array", "minItems": 1, "description": "Packages to run.", "items": object("A model: a package, or with `kind: graph` any ONNX file.", &["name"], json!({
                 "name": {"type": "string", "description": "The name used on the axis `model` and in results."},
+                "kind": {"enum": ModelKind::NAMES, "description": "`package`: a language model's package; `graph`: any ONNX file (docs/graphs.md). Default package."},
+                "path": {"type": "string", "description": "Of a graph: the ONNX file, relative to this file."},
+                "inputs": named("Of a graph: what its inputs are filled with, by name. Others are drawn (floats) or zero.", graph_input()),
+                "outputs": named("Of a graph: what its outputs are held against, by name.", graph_output()),
+                "items": {"description": "Of a graph: items of a run, a number or the name of a free dimension; `items_per_second` needs it.", "oneOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},
                 "package": {"type": "string", "description": "The package's folder, relative to this file; `{model}`, `{checkpoint}`, `{precision}` and `{flavour}` are filled in for each cell."},
                 "checkpoint": {"type": "string", "description": "What `{checkpoint}` becomes in paths, where models of several names come from one checkpoint. Default: the name."},
-                "precision": precision,
+                "precision": {"type": "string", "description": "Of a package that holds one precision, that one; of a graph, a word of your own."},
                 "flavour": flavour,
             }))},
             "backends": {"type": "array", "minItems": 1, "description": "Builds of ONNX Runtime and execution providers.", "items": object("A backend.", &["name", "runtime", "provider"], json!({
@@ -142,7 +186,7 @@ pub fn schema() -> Value {
                 "provider": {"enum": ProviderKind::NAMES, "description": "The execution provider."},
                 "options": {"type": "object", "description": "Provider options, passed on as they are.", "additionalProperties": {"type": ["string", "number", "boolean"]}},
             }))},
-            "matrix": object("The axes; every combination is a cell.", &["model", "backend", "batch", "prompt_tokens", "generate_tokens"], axes.clone()),
+            "matrix": object("The axes; every combination is a cell. A matrix with packages needs `batch`, `prompt_tokens` and `generate_tokens` too.", &["model", "backend"], axes.clone()),
             "categories": categories,
             "accuracy": accuracy(&axes),
             "accuracy_floor": {"type": "string", "pattern": "^\\s*[0-9.eE+-]+\\s+of\\s+reference\\s*$", "description": "The share of its reference's score that each of a cell's tasks must keep, as `0.99 of reference`."},

@@ -20,8 +20,8 @@ use std::time::Duration;
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::cell::{
-    Backend, Category, Cell, CellId, Flavour, MeasurementPlan, MemoryPlan, ModelRef, Precision, PromptSource,
-    ProviderKind, RuntimeRef, Status, Workload,
+    Backend, Category, Cell, CellId, Dimensions, ElementType, Fill, Flavour, GraphPlan, InputPlan, MeasurementPlan,
+    MemoryPlan, ModelRef, OutputPlan, Precision, PromptSource, ProviderKind, RuntimeRef, Status, Workload,
 };
 use crate::metrics::{self, FACTS, FactKind, SERIES};
 use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
@@ -275,7 +275,28 @@ pub fn cell(name: &str, backend: &str) -> Cell {
         memory: MemoryPlan::default(),
         offload_dir: None,
         accuracy: None,
+        graph: None,
     }
+}
+
+/// The same of a graph with one free dimension.
+pub fn graph_cell(name: &str, backend: &str) -> Cell {
+    let element = ElementType::Float32;
+    let graph = GraphPlan {
+        precision: Some("fp32".to_owned()),
+        dimensions: Dimensions([("batch".to_owned(), 8)].into()),
+        inputs: vec![InputPlan { name: "x".to_owned(), element, shape: vec![8, 3], fill: Fill::Range }],
+        outputs: vec![OutputPlan {
+            name: "y".to_owned(),
+            element,
+            shape: Some(vec![8, 2]),
+            rtol: 1e-3,
+            atol: 1e-5,
+            expected: None,
+        }],
+        items: Some(8),
+    };
+    Cell { graph: Some(Box::new(graph)), ..cell(name, backend) }
 }
 
 /// Facts in which nothing contradicts the samples.
@@ -310,7 +331,7 @@ pub fn samples(cell: &Cell, category: Category, process: u32) -> Vec<(&'static s
     let factor = if cell.backend.provider == ProviderKind::OpenVino { 0.75 } else { 1.0 };
     let mut runs = Vec::new();
     for series in SERIES.iter().filter(|series| series.category.is_none_or(|of| of == category)) {
-        if metrics::is_empty_for(series.name, &cell.workload) {
+        if metrics::is_empty_for(series.name, cell) {
             continue;
         }
         let once_a_process = matches!(series.name, "load_seconds" | "first_run_seconds");

@@ -4,6 +4,7 @@ mod decoder;
 pub mod fake;
 mod feed;
 mod generate;
+mod graph;
 mod group;
 mod hidden;
 mod inputs;
@@ -19,6 +20,7 @@ mod weights;
 
 pub use decoder::Decoder;
 pub use generate::{Ended, Generation, generate};
+pub use graph::{Graph, Inputs};
 pub use model::Model;
 pub use plan::{CacheMode, Plan};
 pub use prompt::{Prompt, Prompter};

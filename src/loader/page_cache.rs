@@ -20,14 +20,22 @@ const WINDOW: u64 = 1 << 30;
 pub fn evict(folder: &Path) -> Result<u64> {
     let mut cached = 0;
     for path in files(folder)? {
-        let failed = || format!("cannot put `{}` out of the page cache", path.display());
-        let file = File::open(&path).with_context(failed)?;
-        // What is not yet on the disk cannot be dropped.
-        file.sync_data().with_context(failed)?;
-        fadvise(&file, 0, None, Advice::DontNeed).with_context(failed)?;
-        cached += cached_bytes(&file).with_context(failed)?;
+        cached += evict_file(&path)?;
     }
     Ok(cached)
+}
+
+/// The same of one file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn evict_file(path: &Path) -> Result<u64> {
+    let failed = || format!("cannot put `{}` out of the page cache", path.display());
+    let file = File::open(path).with_context(failed)?;
+    // What is not yet on the disk cannot be dropped.
+    file.sync_data().with_context(failed)?;
+    fadvise(&file, 0, None, Advice::DontNeed).with_context(failed)?;
+    cached_bytes(&file).with_context(failed)
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {

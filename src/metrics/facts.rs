@@ -37,12 +37,30 @@ pub const FACTS: &[Fact] = &[
         "package_hash",
         FactKind::Text,
         None,
-        "SHA-256 of the package's manifest, which holds the hashes of its files.",
+        "SHA-256 of the package's manifest, which holds the hashes of its files; of a graph, of the hashes of its ONNX file and of the files beside it that hold its constants.",
     ),
     fact("package_weights", FactKind::Text, None, "`checkpoint`, `random`, or `random, router skewed`."),
     fact("parameters_total", FactKind::Integer, None, "Weights of the model, tied weights once."),
+    fact("graph_nodes", FactKind::Integer, None, "Nodes of a graph as its file has them, before any optimization."),
+    fact(
+        "inputs_hash",
+        FactKind::Text,
+        None,
+        "First 16 digits of the SHA-256 over names, types, shapes and elements of a graph's inputs: equal ones were fed the same.",
+    ),
+    fact(
+        "runs_per_timing",
+        FactKind::Integer,
+        None,
+        "Runs of a graph that were timed together, because one is too short for the clock or there would be too many samples.",
+    ),
     fact("parameters_active_per_token", FactKind::Integer, None, "Weights that one decoded token multiplies with."),
-    fact("package_bytes", FactKind::Integer, None, "Size of the package's files."),
+    fact(
+        "package_bytes",
+        FactKind::Integer,
+        None,
+        "Size of the package's files; of a graph, of its file and those beside it.",
+    ),
     fact(
         "weights_bytes_per_step",
         FactKind::Integer,
@@ -222,13 +240,13 @@ pub const FACTS: &[Fact] = &[
         "accuracy_gate",
         FactKind::Text,
         Some(Accuracy),
-        "`pass` or `fail`: whether every task keeps the matrix's `accuracy_floor`; empty without a floor.",
+        "`pass` or `fail`: whether every task keeps the matrix's `accuracy_floor`, of a graph whether every output is within its tolerances; empty without a floor or a reference.",
     ),
     fact(
         "accuracy_gate_detail",
         FactKind::Text,
         Some(Accuracy),
-        "The task that is furthest below its reference, with both scores, and the floor.",
+        "The task that is furthest below its reference, with both scores, and the floor; of a graph, the output and the element that are furthest beyond their tolerance.",
     ),
     fact(
         "accuracy_of_reference_ratio",
@@ -252,6 +270,50 @@ pub const FACTS: &[Fact] = &[
     ),
     fact("flip_items", FactKind::Integer, Some(Accuracy), "Items that can flip: documents of perplexities cannot."),
     fact("reference_cell", FactKind::Text, Some(Accuracy), "The cell whose answers this one is compared with."),
+    fact(
+        "outputs_compared",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Outputs of a graph that were compared, as the next ones: with those of the reference cell, or with expected ones of a file.",
+    ),
+    fact("output_elements", FactKind::Integer, Some(Accuracy), "Elements of these outputs."),
+    fact(
+        "output_mismatches",
+        FactKind::Integer,
+        Some(Accuracy),
+        "Elements with |found − expected| > atol + rtol × |expected|, and such as are finite in one only.",
+    ),
+    fact(
+        "output_max_absolute_difference",
+        FactKind::Score,
+        Some(Accuracy),
+        "Largest |found − expected| over finite elements of all outputs.",
+    ),
+    fact(
+        "output_max_relative_difference",
+        FactKind::Score,
+        Some(Accuracy),
+        "Largest |found − expected| ÷ |expected| over finite elements with another expected value than 0.",
+    ),
+    fact(
+        "output_min_cosine",
+        FactKind::Score,
+        Some(Accuracy),
+        "Smallest cosine similarity of an output of floats with what is expected.",
+    ),
+    fact("worst_output", FactKind::Text, Some(Accuracy), "The output of the worst element; empty where all are equal."),
+    fact(
+        "worst_element",
+        FactKind::Text,
+        Some(Accuracy),
+        "The element with the largest difference in units of its tolerance: its index, its value and the expected one.",
+    ),
+    fact(
+        "output_differences",
+        FactKind::Text,
+        Some(Accuracy),
+        "Of each output (the first eight): elements beyond the tolerance, largest differences, cosine.",
+    ),
     fact("fidelity_tokens", FactKind::Integer, Some(Accuracy), "Tokens over which distributions were compared."),
     fact(
         "kl_divergence_mean",
@@ -369,7 +431,7 @@ pub const CEILINGS: &[Fact] = &[
 ];
 
 /// Facts in which all processes of a cell must agree: figures of two packages do not belong in one row.
-pub const IDENTITY: &[&str] = &["package_hash", "runtime_version", "runtime_build"];
+pub const IDENTITY: &[&str] = &["package_hash", "inputs_hash", "runtime_version", "runtime_build"];
 
 const fn fact(name: &'static str, kind: FactKind, category: Option<Category>, description: &'static str) -> Fact {
     Fact { name, kind, category, description }

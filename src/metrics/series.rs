@@ -4,7 +4,7 @@ use Better::{Higher, Lower, Neither};
 use Category::{Memory, Speed, Throughput};
 
 use super::{Better, Series};
-use crate::cell::{Category, Workload};
+use crate::cell::{Category, Cell};
 
 /// Every series, in the order of their columns.
 pub const SERIES: &[Series] = &[
@@ -22,7 +22,7 @@ pub const SERIES: &[Series] = &[
         None,
         Lower,
         false,
-        "The cold first prefill of a process, right after the load; one value a process.",
+        "The cold first prefill of a process, right after the load; of a graph, its first run; one value a process.",
     ),
     series(
         "ttft_seconds",
@@ -83,6 +83,14 @@ pub const SERIES: &[Series] = &[
     ),
     series("end_to_end_seconds", "s", Some(Speed), Lower, false, "From the request to the last token."),
     series(
+        "latency_seconds",
+        "s",
+        Some(Speed),
+        Lower,
+        true,
+        "One run of a graph on inputs that are bound; of runs that are timed together (`runs_per_timing`), their mean.",
+    ),
+    series(
         "output_tokens_per_second",
         "tokens/s",
         Some(Throughput),
@@ -113,6 +121,22 @@ pub const SERIES: &[Series] = &[
         Lower,
         true,
         "One whole batch, from the first request to the last token.",
+    ),
+    series(
+        "runs_per_second",
+        "runs/s",
+        Some(Throughput),
+        Higher,
+        false,
+        "Runs of a graph ÷ their time, in a closed loop; a value for each block of timings.",
+    ),
+    series(
+        "items_per_second",
+        "items/s",
+        Some(Throughput),
+        Higher,
+        false,
+        "The same times the items of a run, where the matrix says how many (`items`).",
     ),
     series(
         "baseline_rss_bytes",
@@ -204,6 +228,38 @@ pub const SERIES: &[Series] = &[
         "Proportional set size after the last decode step (smaps_rollup).",
     ),
     series(
+        "first_run_peak_anonymous_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Largest RssAnon during the first run of a graph, binding its inputs included.",
+    ),
+    series(
+        "steady_anonymous_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "RssAnon while a graph runs again and again (median of the phase's samples).",
+    ),
+    series(
+        "steady_file_backed_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "RssFile while a graph runs again and again (median of the phase's samples).",
+    ),
+    series(
+        "steady_pss_bytes",
+        "bytes",
+        Some(Memory),
+        Lower,
+        false,
+        "Proportional set size after the last of these runs (smaps_rollup).",
+    ),
+    series(
         "cache_measured_bytes",
         "bytes",
         Some(Memory),
@@ -250,16 +306,50 @@ const NEED_DECODE: &[&str] = &[
 /// Series that a cell without an image legitimately leaves empty.
 const NEED_IMAGE: &[&str] = &["image_preparation_seconds", "vision_seconds", "vision_peak_anonymous_bytes"];
 
-/// Whether a workload leaves this series empty: without decode steps, or without an image.
-pub fn is_empty_for(series: &str, workload: &Workload) -> bool {
-    (workload.generate_tokens <= 1 && NEED_DECODE.contains(&series))
+/// Series that only graphs have.
+const ONLY_OF_GRAPHS: &[&str] = &[
+    "latency_seconds",
+    "runs_per_second",
+    "items_per_second",
+    "first_run_peak_anonymous_bytes",
+    "steady_anonymous_bytes",
+    "steady_file_backed_bytes",
+    "steady_pss_bytes",
+];
+
+/// Series that graphs have as well as language models.
+const OF_GRAPHS_TOO: &[&str] = &[
+    "load_seconds",
+    "first_run_seconds",
+    "baseline_rss_bytes",
+    "peak_rss_bytes",
+    "peak_rss_above_baseline_bytes",
+    "peak_anonymous_bytes",
+    "peak_file_backed_bytes",
+    "loaded_anonymous_bytes",
+    "loaded_file_backed_bytes",
+    "major_faults",
+    "minor_faults",
+    "disk_read_bytes",
+];
+
+/// Whether a cell leaves this series empty: it is of the other kind of model, without decode steps, without an image, or
+/// without a number of items.
+pub fn is_empty_for(series: &str, cell: &Cell) -> bool {
+    if let Some(graph) = &cell.graph {
+        let of_graphs = ONLY_OF_GRAPHS.contains(&series) || OF_GRAPHS_TOO.contains(&series);
+        return !of_graphs || (series == "items_per_second" && graph.items.is_none());
+    }
+    let workload = &cell.workload;
+    ONLY_OF_GRAPHS.contains(&series)
+        || (workload.generate_tokens <= 1 && NEED_DECODE.contains(&series))
         || (workload.image.is_none() && NEED_IMAGE.contains(&series))
 }
 
-/// Names of the two lists above.
+/// Names of the lists above.
 #[cfg(test)]
 pub(super) fn exceptions() -> impl Iterator<Item = &'static &'static str> {
-    NEED_DECODE.iter().chain(NEED_IMAGE)
+    NEED_DECODE.iter().chain(NEED_IMAGE).chain(ONLY_OF_GRAPHS).chain(OF_GRAPHS_TOO)
 }
 
 /// Series in which zero can be true. In all others a zero shows that nothing was measured.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use crate::cell::Cell;
+use crate::cell::{Cell, ModelKind};
 use crate::error::{Context, Result};
 use crate::loader::page_cache;
 use crate::orchestrator::memory_group::MemoryGroup;
+use crate::package::onnx::Signature;
 use crate::probe::limits::MemoryLimits;
 
 /// The conditions of one process.
@@ -46,11 +47,20 @@ impl Conditions {
             );
         }
         conditions.group = Some(group);
-        match page_cache::evict(&cell.model.package) {
+        match evict(cell) {
             Ok(bytes) => conditions.cached_bytes = Some(bytes),
             // The worker finds out what is wrong with its package, if something is.
             Err(error) => conditions.warnings.push(format!("the start may not be cold: {}", error.chain())),
         }
         Ok(conditions)
     }
+}
+
+/// Puts what the cell loads out of the page cache: a package's folder, or a graph's file and those beside it.
+fn evict(cell: &Cell) -> Result<u64> {
+    let path = &cell.model.package;
+    if cell.kind() == ModelKind::Package {
+        return page_cache::evict(path);
+    }
+    Signature::read(path)?.files(path).iter().map(|file| page_cache::evict_file(file)).sum()
 }

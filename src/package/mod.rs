@@ -4,6 +4,7 @@ mod chat;
 mod genai;
 mod image;
 mod manifest;
+pub mod npy;
 pub mod onnx;
 pub mod shards;
 mod special;

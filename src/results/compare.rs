@@ -12,13 +12,16 @@ use crate::stats::{Ratio, Summary, Verdict};
 use crate::units;
 
 /// The series that the table shows, and what people call them. The rest is in `summary.csv`.
-const SHOWN: [(&str, &str); 9] = [
+const SHOWN: [(&str, &str); 12] = [
+    ("latency_seconds", "latency of a run"),
     ("ttft_seconds", "time to first token"),
     ("vision_seconds", "  vision tower"),
     ("prefill_tokens_per_second", "prefill, tokens/s"),
     ("tpot_seconds", "time per output token"),
     ("decode_tokens_per_second", "decode, tokens/s"),
     ("output_tokens_per_second", "throughput, output tokens/s"),
+    ("runs_per_second", "throughput, runs/s"),
+    ("items_per_second", "throughput, items/s"),
     ("load_seconds", "load"),
     ("peak_rss_bytes", "peak resident memory"),
     ("peak_anonymous_bytes", "peak anonymous memory"),
@@ -36,6 +39,7 @@ pub fn same_configuration(a: &Cell, b: &Cell) -> bool {
         && a.threads == b.threads
         && a.memory.limit_bytes == b.memory.limit_bytes
         && a.workload == b.workload
+        && a.graph.as_ref().map(|graph| &graph.dimensions) == b.graph.as_ref().map(|graph| &graph.dimensions)
         && but_accuracy(a).eq(but_accuracy(b))
         && a.measurement == b.measurement
 }
@@ -184,6 +188,12 @@ fn heading(group: &[&Outcome]) -> String {
     let cell = &group[0].cell;
     let work = &cell.workload;
     let threads = if cell.threads == 1 { "thread" } else { "threads" };
+    if let Some(graph) = &cell.graph {
+        let precision = graph.precision.iter().map(|precision| format!(" · {precision}"));
+        let dimensions = Some(graph.dimensions.to_string()).filter(|words| !words.is_empty());
+        let parts: String = precision.chain(dimensions.map(|words| format!(" · {words}"))).collect();
+        return with_conditions(format!("{}{parts} · {} {threads}", cell.model.name, cell.threads), cell);
+    }
     let mut heading = format!("{} · {}", cell.model.name, cell.precision);
     if group.iter().all(|outcome| outcome.cell.flavour == cell.flavour) {
         heading.push_str(&format!(" {}", cell.flavour));
@@ -193,6 +203,10 @@ fn heading(group: &[&Outcome]) -> String {
         heading.push_str(&format!(" · image {size}"));
     }
     heading.push_str(&format!(" · {} prompt tokens · {} generated", work.prompt_tokens, work.generate_tokens));
+    with_conditions(heading, cell)
+}
+
+fn with_conditions(mut heading: String, cell: &Cell) -> String {
     if let Some(limit) = cell.memory.limit_bytes {
         heading.push_str(&format!(" · limited to {}", units::bytes(limit)));
     }

@@ -69,6 +69,12 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
 
+    /// The same, to read.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: exactly what `new` mapped, borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast_const(), self.bytes) }
+    }
+
     /// For transfers by another thread.
     pub fn region(&self) -> Region {
         Region { start: self.start, bytes: self.bytes }

@@ -247,7 +247,7 @@ impl Device for ProviderMemory {
 }
 
 /// The GPU that a backend uses.
-fn device_id(backend: &Backend) -> Result<i32> {
+pub(super) fn device_id(backend: &Backend) -> Result<i32> {
     let Some(text) = backend.options.get("device_id") else { return Ok(0) };
     text.parse()
         .map_err(|_| Error::new(format!("the provider's option `device_id` is `{text}`, which is no number of a GPU")))

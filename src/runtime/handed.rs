@@ -177,7 +177,7 @@ fn size(value: &RawValue) -> Result<usize> {
 }
 
 /// A tensor's element type and dimensions.
-fn description(value: &RawValue) -> Result<(sys::ONNXTensorElementDataType, Vec<i64>)> {
+pub(super) fn description(value: &RawValue) -> Result<(sys::ONNXTensorElementDataType, Vec<i64>)> {
     let api = ort::api();
     let mut info = std::ptr::null_mut();
     let mut element = sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;

@@ -12,6 +12,7 @@ mod buffers;
 pub mod custom;
 pub mod device;
 mod fetch;
+mod graph;
 mod handed;
 mod library;
 mod operators;
@@ -23,6 +24,7 @@ mod weights;
 
 pub use bindings::Bindings;
 pub use buffers::{BufferId, Element, Memory, Region};
+pub use graph::{Bound, HostTensor, Output, OutputElements};
 pub use library::Runtime;
 pub use placement::Placement;
 pub use session::{Session, SessionOptions};

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use ortbench::cell::Cell;
+use ortbench::engine::fake;
+use ortbench::metrics;
 use ortbench::results::columns::{self, Kind};
 use ortbench::results::tasks;
 
@@ -109,13 +111,29 @@ fn a_measured_row_has_no_zero_and_no_gap_where_something_was_measured() {
     let results = tempfile::tempdir().unwrap();
     let mut cells = two_cells();
     cells.iter_mut().for_each(|cell| cell.workload.image = "64x64".parse().ok());
+    cells.push(fake::graph_cell("net", "cpu"));
     let report = run(cells, "", results.path()).unwrap();
-    for row in summary(&report.folder) {
-        for column in columns::all().iter().filter(|column| column.group == columns::Group::Medians) {
-            let value: f64 = row[&column.name].parse().unwrap_or_else(|_| panic!("{} is empty", column.name));
-            assert!(value > 0.0, "{} is {value}", column.name);
+    let rows = summary(&report.folder);
+    for (row, outcome) in rows.iter().zip(&report.outcomes) {
+        let medians = columns::all().iter().filter(|column| column.group == columns::Group::Medians);
+        for (series, column) in metrics::SERIES.iter().zip(medians) {
+            let (name, field) = (&column.name, &row[&column.name]);
+            if metrics::is_empty_for(series.name, &outcome.cell) {
+                assert_eq!(field, "", "{name}");
+            } else {
+                let value: f64 = field.parse().unwrap_or_else(|_| panic!("{name} is empty"));
+                assert!(value > 0.0, "{name} is {value}");
+            }
         }
     }
+    let every = |series: &metrics::Series| report.outcomes.iter().any(|outcome| outcome.summary(series).is_some());
+    assert!(metrics::SERIES.iter().all(every), "every series is of one kind of model or of both");
+    let graph = rows.last().unwrap();
+    let of_packages = ["flavour", "prompt_tokens", "generate_tokens", "prompt_source"];
+    assert!(of_packages.iter().all(|name| graph[*name].is_empty()));
+    let (kind, dimensions, batch) = (&graph["kind"], &graph["dimensions"], &graph["batch"]);
+    assert_eq!([kind, dimensions, batch, &graph["precision"]], ["graph", "batch=8", "8", "fp32"]);
+    assert_eq!((rows[0]["kind"].as_str(), rows[0]["dimensions"].as_str()), ("package", ""));
 }
 
 #[test]

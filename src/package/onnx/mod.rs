@@ -2,9 +2,11 @@
 
 pub mod proto;
 pub mod raw;
+mod signature;
 mod unknown;
 
 pub use proto::*;
+pub use signature::{GraphValue, Signature, ValueKind};
 
 use prost::Message;
 
@@ -74,6 +76,41 @@ pub fn element_bits(data_type: i32) -> Option<u64> {
         25 | 26 => Some(2),
         _ => None,
     }
+}
+
+/// ONNX's name of an element type, as `float8e4m3fn`.
+pub fn element_name(data_type: i32) -> String {
+    const NAMES: [&str; 27] = [
+        "no type",
+        "float32",
+        "uint8",
+        "int8",
+        "uint16",
+        "int16",
+        "int32",
+        "int64",
+        "string",
+        "bool",
+        "float16",
+        "float64",
+        "uint32",
+        "uint64",
+        "complex64",
+        "complex128",
+        "bfloat16",
+        "float8e4m3fn",
+        "float8e4m3fnuz",
+        "float8e5m2",
+        "float8e5m2fnuz",
+        "uint4",
+        "int4",
+        "float4e2m1",
+        "float8e8m0",
+        "uint2",
+        "int2",
+    ];
+    let known = usize::try_from(data_type).ok().and_then(|number| NAMES.get(number));
+    known.map_or_else(|| format!("type {data_type}"), |name| (*name).to_owned())
 }
 
 impl TensorProto {

@@ -1,7 +1,7 @@
 //! Identity and settings: the columns that every row fills.
 
 use super::{Column, Group, Kind, Row, SCHEMA_VERSION, Source, fact_column, unit_of};
-use crate::cell::{Category, PromptSource, Residency};
+use crate::cell::{Category, Cell, ModelKind, PromptSource, Residency};
 use crate::metrics;
 use crate::results::Value;
 
@@ -57,9 +57,15 @@ fn settings() -> Vec<Column> {
         column("model", Kind::Text, "The model's name in the matrix.", |row| {
             Some(row.outcome.cell.model.name.as_str().into())
         }),
-        column("package", Kind::Text, "The model package's folder, as the matrix file writes it.", |row| {
-            Some(row.outcome.cell.model.written.as_str().into())
+        column("kind", Kind::Text, "`package` (a language model) or `graph` (any ONNX file).", |row| {
+            Some(row.outcome.cell.kind().name().into())
         }),
+        column(
+            "package",
+            Kind::Text,
+            "The model package's folder, or the graph's file, as the matrix file writes it.",
+            |row| Some(row.outcome.cell.model.written.as_str().into()),
+        ),
         column("backend", Kind::Text, "The backend's name in the matrix.", |row| {
             Some(row.outcome.cell.backend.name.as_str().into())
         }),
@@ -75,14 +81,20 @@ fn settings() -> Vec<Column> {
             "The provider's options as `key=value`, separated by `;`.",
             provider_options,
         ),
-        column("precision", Kind::Text, "What the weights of the matrix products are stored in.", |row| {
-            Some(row.outcome.cell.precision.name().into())
-        }),
+        column(
+            "precision",
+            Kind::Text,
+            "What the weights of the matrix products are stored in; of a graph, the matrix file's own word for it.",
+            |row| match &row.outcome.cell.graph {
+                Some(graph) => graph.precision.as_deref().map(Value::from),
+                None => Some(row.outcome.cell.precision.name().into()),
+            },
+        ),
         column(
             "flavour",
             Kind::Text,
-            "The graph's operators: `fused` (contrib operators) or `plain` (standard operators alone).",
-            |row| Some(row.outcome.cell.flavour.name().into()),
+            "A package's operators: `fused` (contrib operators) or `plain` (standard operators alone).",
+            |row| of_package(row, |cell| cell.flavour.name().into()),
         ),
         column("threads", Kind::Integer, "Threads of one operator (intra-op).", |row| {
             Some(row.outcome.cell.threads.into())
@@ -126,7 +138,21 @@ fn settings() -> Vec<Column> {
                 (memory.residency == Some(Residency::Experts)).then(|| memory.guess.into())
             },
         ),
-        column("batch", Kind::Integer, "Sequences in one batch.", |row| Some(row.outcome.cell.workload.batch.into())),
+        column(
+            "dimensions",
+            Kind::Text,
+            "Sizes of a graph's free dimensions as `name=size`, separated by a space; empty where it has none.",
+            |row| text(&row.outcome.cell.graph.as_ref()?.dimensions.to_string()),
+        ),
+        column(
+            "batch",
+            Kind::Integer,
+            "Sequences in one batch; of a graph, items of a run, empty where the matrix does not say how many.",
+            |row| match &row.outcome.cell.graph {
+                Some(graph) => graph.items.map(Value::from),
+                None => Some(row.outcome.cell.workload.batch.into()),
+            },
+        ),
         column(
             "image",
             Kind::Text,
@@ -137,10 +163,10 @@ fn settings() -> Vec<Column> {
             "prompt_tokens",
             Kind::Integer,
             "Tokens of each prompt, exactly, those of an image among them.",
-            |row| Some(row.outcome.cell.workload.prompt_tokens.into()),
+            |row| of_package(row, |cell| cell.workload.prompt_tokens.into()),
         ),
         column("generate_tokens", Kind::Integer, "Tokens generated after each prompt, exactly.", |row| {
-            Some(row.outcome.cell.workload.generate_tokens.into())
+            of_package(row, |cell| cell.workload.generate_tokens.into())
         }),
         column(
             "prompt_source",
@@ -193,6 +219,11 @@ fn column(group: Group, name: &str, kind: Kind, description: &str, get: fn(&Row)
     }
 }
 
+/// What only a language model has.
+fn of_package(row: &Row, get: impl Fn(&Cell) -> Value) -> Option<Value> {
+    (row.outcome.cell.kind() == ModelKind::Package).then(|| get(&row.outcome.cell))
+}
+
 fn text(text: &str) -> Option<Value> {
     (!text.is_empty()).then(|| text.into())
 }
@@ -208,7 +239,7 @@ fn provider_options(row: &Row) -> Option<Value> {
 }
 
 fn prompt_source(row: &Row) -> Option<Value> {
-    Some(match &row.outcome.cell.workload.prompt {
+    of_package(row, |cell| match &cell.workload.prompt {
         PromptSource::RandomTokens { seed } => format!("random_tokens seed={seed}").into(),
         PromptSource::TextFile { path } => path.display().to_string().into(),
     })

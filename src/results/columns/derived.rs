@@ -63,7 +63,7 @@ pub fn remarks(outcome: &Outcome) -> Vec<String> {
         remarks
             .push(format!("{nodes} nodes ran on another provider than {}{placement}", outcome.cell.backend.provider));
     }
-    for name in ["ttft_seconds", "tpot_seconds", "batch_seconds"] {
+    for name in ["ttft_seconds", "tpot_seconds", "batch_seconds", "latency_seconds"] {
         if let Some(summary) = outcome.summaries.get(name)
             && summary.outliers as f64 > MANY_OUTLIERS * summary.n as f64
         {
