@@ -302,10 +302,6 @@ fn mixture(
     out: &mut [f32],
     parallel: &dyn Parallel,
 ) {
-    if x.len() == HIDDEN {
-        let chosen = route(scores).map(|(expert, weight)| (records[expert], weight));
-        return kernels::experts_of_one_token(gate_up, down, &chosen, x, out, parallel);
-    }
     let mut tokens = vec![Vec::new(); EXPERTS];
     for (token, scores) in scores.chunks_exact(EXPERTS).enumerate() {
         route(scores).into_iter().for_each(|(expert, weight)| tokens[expert].push((token, weight)));

@@ -107,10 +107,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let library = catalog::find(&backend.runtime)?;
     let threads = args.threads.unwrap_or_else(probe::cpu::default_threads);
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let budget = match args.memory_budget {
+        Some(amount) => amount.bytes(package.weights_bytes()?, None),
+        None => None,
+    };
     let plan = Plan {
         images: !args.image.is_empty(),
         residency: args.residency,
-        budget: args.memory_budget.and_then(|amount| amount.bytes(package.bytes(), None)),
+        budget,
         micro_batch: args.micro_batch,
         offload: args.offload.clone(),
         guess: args.guess,

@@ -1,6 +1,5 @@
 //! The axes of memory: what may stand on them, and what they mean for a cell's package.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_yaml::Spanned;
@@ -9,7 +8,6 @@ use super::axes::{Axis, Point, Values};
 use super::check::Checker;
 use super::file::AxisEntry;
 use crate::cell::{MemoryAmount, MemoryPlan, ModelRef, Residency};
-use crate::error::{Context, Error, Result};
 use crate::package::Package;
 use crate::package::shards;
 
@@ -94,7 +92,7 @@ pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String
         return Err((Axis::Guess, message));
     }
     let weights = match budget {
-        MemoryAmount::Hundredths(_) => Package::open(&model.package).and_then(|package| weights_bytes(&package)),
+        MemoryAmount::Hundredths(_) => Package::open(&model.package).and_then(|package| package.weights_bytes()),
         _ => Ok(0),
     };
     let weights = weights.map_err(|error| {
@@ -115,45 +113,4 @@ pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String
 /// Whether a package's folder is a pack's.
 pub fn is_pack(folder: &Path) -> bool {
     folder.join(shards::FILE).is_file()
-}
-
-/// What an index of shards says of sizes.
-#[derive(serde::Deserialize)]
-struct Sizes {
-    files: Vec<SizedFile>,
-    records: Vec<SizedRecord>,
-}
-
-#[derive(serde::Deserialize)]
-struct SizedFile {
-    file: String,
-}
-
-#[derive(serde::Deserialize)]
-struct SizedRecord {
-    stored: u64,
-}
-
-/// Bytes of a package's weights as they are stored: the records of a pack, and the external data of the graphs.
-///
-/// # Errors
-/// An index that cannot be read.
-pub fn weights_bytes(package: &Package) -> Result<u64> {
-    let manifest = &package.manifest;
-    let external = manifest.graphs.iter().flat_map(|graph| &graph.external_data);
-    let files: Vec<_> = external.filter_map(|name| manifest.files.iter().find(|file| file.path == *name)).collect();
-    let path = package.root.join(shards::FILE);
-    if !path.is_file() {
-        return Ok(files.iter().map(|file| file.bytes).fold(0, u64::saturating_add));
-    }
-    let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let index: Sizes = serde_json::from_slice(&text).map_err(|error| {
-        Error::new(format!("`{}` is no index of a pack", path.display()))
-            .because(error)
-            .hint("it was made by another version of this program, or damaged; make the pack again: `ortbench pack`")
-    })?;
-    // What a graph still names as external data and lies in a shard counts once.
-    let apart = files.iter().filter(|file| index.files.iter().all(|shard| shard.file != file.path));
-    let records = index.records.iter().map(|record| record.stored);
-    Ok(apart.map(|file| file.bytes).chain(records).fold(0, u64::saturating_add))
 }

@@ -48,7 +48,7 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
             fits(cell, &package).map_err(unsupported)?;
             let library = catalog::find(&cell.backend.runtime).map_err(unsupported)?;
             let pack_weights = match cell.memory.residency {
-                Some(_) => memory::weights_bytes(&package).map_err(failed)?,
+                Some(_) => package.weights_bytes().map_err(failed)?,
                 None => 0,
             };
             (library, estimate::memory(cell, &package.manifest, pack_weights))

@@ -13,6 +13,21 @@ use crate::runtime::device::ProviderMemory;
 use crate::runtime::providers::{self, Computes};
 use crate::runtime::{PartWeights, Runtime};
 
+/// Bytes of the host's memory to which the weights of a pack are copied beside the loader's own: where a plan asks for
+/// copies on a provider that computes there.
+///
+/// # Errors
+/// A pack of the form `inputs` with records that no input can be.
+pub(super) fn copied_bytes(backend: &Backend, plan: &Plan, weights: &Weights) -> Result<u64> {
+    let host = providers::of(backend.provider).computes() == Computes::Host;
+    if weights.index().form != Form::Inputs || !plan.copies_weights || !host {
+        return Ok(0);
+    }
+    let parts = weights_of_parts(weights.index())?;
+    let sets = if weights.residency() == Residency::Resident { parts.len() } else { SETS };
+    Ok(Ahead::bytes(&parts, sets))
+}
+
 /// Brings each part its weights.
 #[derive(Debug)]
 pub(super) struct Feed {

@@ -8,7 +8,7 @@ use crate::cell::{Backend, Flavour};
 use crate::engine::feed::{self, Feed};
 use crate::engine::fixed;
 use crate::engine::offload::aligned_capacity;
-use crate::engine::parts::{Opening, Part};
+use crate::engine::parts::{Opening, Part, handed_bytes};
 use crate::engine::placing::Setting;
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
@@ -168,14 +168,18 @@ impl Model {
         // Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
         let logits = 3 * u64::from(plan.sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
         let mut reserve = cache;
+        let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences)).max(1);
+        let groups = u64::from(plan.sequences.div_ceil(together));
+        let mut waiting = groups.saturating_sub(1);
         if plan.offload.is_some() {
             // The part that runs, the next one, and the one on its way out.
-            let turns = model.parts.len() * (plan.sequences as usize).div_ceil(model.micro_batch.unwrap_or(usize::MAX));
-            reserve = 3 * cache / turns as u64;
+            reserve = 3 * cache / (model.parts.len() as u64 * groups.max(1));
+            waiting = waiting.min(2);
         }
+        reserve += waiting * model.hidden_bytes(together.into(), plan.tokens.into());
         if let Some(weights) = &model.weights {
             // Last, when everything else that the process holds shows.
-            let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences));
+            reserve += feed::copied_bytes(backend, plan, weights)?;
             let tokens = u64::from(together) * u64::from(plan.tokens);
             weights.bring_in(reserve + logits, tokens, model.parts.len() as u64)?;
             model.feed = Feed::of(runtime, backend, plan, weights)?;
@@ -287,6 +291,12 @@ impl Model {
     /// Whether weights that were bound to a part stay so.
     pub(super) fn keeps_fed(&self) -> bool {
         self.feed.as_ref().is_some_and(Feed::keeps)
+    }
+
+    /// The most bytes of hidden states that a group of so many sequences, of so many tokens each, keeps while other groups
+    /// have their turn at a part; an estimate.
+    pub fn hidden_bytes(&self, sequences: u64, tokens: u64) -> u64 {
+        handed_bytes(&self.parts, sequences, tokens)
     }
 
     /// Bytes of cache that a decoder of this size allocates.

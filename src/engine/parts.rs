@@ -1,6 +1,6 @@
 //! The sessions of a model: one, or one for each of the segments that its pack is cut into.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::cell::Backend;
@@ -37,6 +37,22 @@ impl Part {
         let caches = places.map(|(place, _)| place).collect();
         Self { session, inputs, has_logits, caches, takes: Vec::new(), makes: Vec::new(), taken_last: Vec::new() }
     }
+}
+
+/// The most bytes that a group of so many sequences, of so many tokens each, keeps between two parts for later ones.
+pub(super) fn handed_bytes(parts: &[Part], sequences: u64, tokens: u64) -> u64 {
+    // Tensors that were made and are still to be taken, with their bytes.
+    let (mut waiting, mut most) = (BTreeMap::new(), 0);
+    for (place, part) in parts.iter().enumerate() {
+        for name in &part.makes {
+            let taker = parts[place + 1..].iter().find(|later| later.takes.contains(name));
+            let bytes = taker.and_then(|taker| taker.session.input_bytes(name, sequences, tokens));
+            waiting.insert(name, bytes.unwrap_or(0));
+        }
+        waiting.retain(|name, _| !part.taken_last.contains(name));
+        most = waiting.values().fold(0, |all: u64, bytes| all.saturating_add(*bytes)).max(most);
+    }
+    most
 }
 
 /// What every session of a model is opened with.

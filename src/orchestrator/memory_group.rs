@@ -232,17 +232,7 @@ fn sweep(parent: &Path, root: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A tree with these files; the last is `proc/self/cgroup`.
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
+    use crate::probe::fixture::tree;
 
     fn below(root: &tempfile::TempDir) -> (Vec<String>, &'static str) {
         let (parents, files) = parents(root.path()).unwrap();

@@ -17,6 +17,8 @@ use crate::results::{JobEnd, JobKey};
 const ANSWERS: &str = "reference.json";
 /// The distributions: too large to keep when no one needs them any more.
 const DISTRIBUTIONS: &str = "logits.bin";
+/// The same of a graph's outputs.
+const OUTPUTS: &str = "outputs.bin";
 
 /// What a job finds of its reference.
 #[derive(Debug, PartialEq)]
@@ -65,7 +67,8 @@ pub fn look(record: &Record, folder: &RunFolder, cell: &Cell, category: Category
 pub fn has_files(folder: &RunFolder, cell: &Cell, reference: &CellId) -> bool {
     let path = folder.reference(reference);
     let distributions = cell.accuracy.as_ref().is_some_and(|plan| plan.fidelity.is_some());
-    path.join(ANSWERS).is_file() && (!distributions || path.join(DISTRIBUTIONS).is_file())
+    let large = if cell.graph.is_some() { Some(OUTPUTS) } else { distributions.then_some(DISTRIBUTIONS) };
+    path.join(ANSWERS).is_file() && large.is_none_or(|name| path.join(name).is_file())
 }
 
 /// Makes the place of the reference that a job reads or writes, and returns it. Where the cell is the reference itself,
@@ -93,7 +96,8 @@ pub fn prepare(folder: &RunFolder, cell: &Cell, category: Category) -> Result<Op
 pub fn same(first: &JobEnd, second: &JobEnd) -> bool {
     let asked = |end: &JobEnd| {
         let tasks = end.tasks.iter().map(|task| (task.task.clone(), task.hash.clone(), task.figures.clone()));
-        (end.facts.get("package_hash").cloned(), tasks.collect::<Vec<_>>())
+        let read = ["package_hash", "inputs_hash"].map(|name| end.facts.get(name).cloned());
+        (read, tasks.collect::<Vec<_>>())
     };
     asked(first) == asked(second)
 }
@@ -107,6 +111,8 @@ pub fn forget(folder: &RunFolder, reference: &CellId) {
 /// Removes what is large once no cell is due. What cannot be removed does no harm.
 pub fn remove_distributions(record: &Record, folder: &RunFolder) {
     for reference in record.cells.iter().filter_map(|cell| of(cell, Category::Accuracy)) {
-        let _ = fs::remove_file(folder.reference(reference).join(DISTRIBUTIONS));
+        for name in [DISTRIBUTIONS, OUTPUTS] {
+            let _ = fs::remove_file(folder.reference(reference).join(name));
+        }
     }
 }

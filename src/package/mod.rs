@@ -171,6 +171,21 @@ impl Package {
         Ok(Some(index))
     }
 
+    /// Bytes of the weights as they are stored: the records of a pack, and the external data of the graphs.
+    ///
+    /// # Errors
+    /// As [`Package::shards`].
+    pub fn weights_bytes(&self) -> Result<u64> {
+        let index = self.shards()?;
+        let external = self.manifest.graphs.iter().flat_map(|graph| &graph.external_data);
+        let files = external.filter_map(|name| self.manifest.files.iter().find(|file| file.path == *name));
+        // What a graph still names as external data and lies in a shard counts once.
+        let shards = index.as_ref().map_or(&[][..], |index| &index.files);
+        let apart = files.filter(|file| shards.iter().all(|shard| shard.file != file.path));
+        let records = index.iter().flat_map(|index| &index.records).map(|record| record.stored);
+        Ok(apart.map(|file| file.bytes).chain(records).fold(0, u64::saturating_add))
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.manifest.files.iter().map(|file| file.bytes).sum()

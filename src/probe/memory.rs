@@ -116,12 +116,16 @@ mod tests {
 
     #[test]
     fn reads_this_process() {
-        let before = Resident::now().unwrap();
-        let block = std::hint::black_box(vec![1_u8; 32 << 20]);
-        let after = Resident::now().unwrap();
-        assert!(after.anonymous >= before.anonymous + (31 << 20), "{before:?} {after:?}");
-        assert!(after.peak >= after.total);
-        drop(block);
+        let shows = || {
+            let before = Resident::now().unwrap();
+            let block = std::hint::black_box(vec![1_u8; 32 << 20]);
+            let after = Resident::now().unwrap();
+            assert!(after.peak >= after.total);
+            drop(block);
+            after.anonymous >= before.anonymous + (31 << 20)
+        };
+        // Tests beside this one give memory back at any moment.
+        assert!((0..20).any(|_| shows()));
         assert!(Counters::now().unwrap().minor_faults > 0);
     }
 

@@ -5,6 +5,8 @@ pub mod clock;
 pub mod cpu;
 pub mod disk;
 mod environment;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod gpu;
 pub mod limits;
 pub mod memory;

@@ -12,6 +12,7 @@ const SHOWN_TASKS: usize = 6;
 pub fn gate_failure(outcome: &Outcome) -> Option<String> {
     let fails = was_measured(outcome) && outcome.text("accuracy_gate") == Some("fail");
     fails.then(|| match outcome.text("accuracy_gate_detail") {
+        Some(detail) if outcome.cell.graph.is_some() => format!("FAILS accuracy: {detail}"),
         Some(detail) => format!("FAILS the accuracy floor: {detail}"),
         None => "FAILS the accuracy floor".to_owned(),
     })
@@ -69,6 +70,16 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
     if arms.iter().filter(uncompared).any(|arm| !is_reference(arm)) || !arms.iter().any(|arm| ratio(&arm)) {
         rows.push(row("perplexity of the text", &|arm| Some(significant(number(arm, "perplexity")?, 3))));
     }
+    rows.push(row("largest difference of outputs", &|arm| {
+        compared(arm)
+            .then(|| number(arm, "output_max_absolute_difference"))
+            .flatten()
+            .map(|value| format!("{value:.1e}"))
+    }));
+    rows.push(row("  beyond the tolerance", &|arm| {
+        let (beyond, elements) = (number(arm, "output_mismatches")?, number(arm, "output_elements")?);
+        compared(arm).then(|| format!("{beyond} of {elements}"))
+    }));
     rows.push(row("answers flipped", &|arm| {
         let flips = Flips::of(arm)?;
         let (right, wrong) = (flips.to_right, flips.to_wrong);
@@ -137,6 +148,9 @@ pub(super) fn references(arms: &[&Outcome], all: &[Outcome]) -> Vec<String> {
             let threads =
                 if cell.threads == arm.threads { String::new() } else { format!(", threads {}", cell.threads) };
             let model = &cell.model.name;
+            if cell.graph.is_some() {
+                return format!("reference: {model} on {}{threads}", cell.backend.name);
+            }
             format!("reference: {model} {} {} on {}{threads}", cell.precision, cell.flavour, cell.backend.name)
         }
         None => format!("reference: `{id}`, which is not finished"),

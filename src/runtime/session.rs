@@ -146,6 +146,21 @@ impl Session {
         self.inner.inputs().iter().map(|outlet| outlet.name())
     }
 
+    /// The most bytes of an input of so many sequences of so many tokens, where the graph says enough of it: sizes that it
+    /// leaves open are taken for the sequences first, then for tokens.
+    pub fn input_bytes(&self, name: &str, sequences: u64, tokens: u64) -> Option<u64> {
+        let input = self.inner.inputs().iter().find(|outlet| outlet.name() == name)?;
+        let element = input.dtype().tensor_type()?.byte_size(1)? as u64;
+        let mut open = 0;
+        let sizes = input.dtype().tensor_shape()?.iter().map(|size| {
+            u64::try_from(*size).unwrap_or_else(|_| {
+                open += 1;
+                if open == 1 { sequences } else { tokens }
+            })
+        });
+        Some(sizes.fold(element, u64::saturating_mul))
+    }
+
     /// Names of the graph's outputs.
     pub fn output_names(&self) -> impl Iterator<Item = &str> {
         self.inner.outputs().iter().map(|outlet| outlet.name())

@@ -170,13 +170,18 @@ fn hidden_states_wait_on_disk() {
                     all.extend(decoder.logits().iter().copied());
                 }
             }
-            (all, decoder.most_hidden_bytes(), decoder.traffic())
+            (all, decoder.most_hidden_bytes(), decoder.traffic(), model.hidden_bytes(2, 600) as usize)
         };
-        let (expected, in_memory, none) = run(None);
-        let (found, waiting, traffic) = run(Some(folder.path()));
+        let (expected, in_memory, none, estimate) = run(None);
+        let (found, waiting, traffic, _) = run(Some(folder.path()));
         assert!(none.is_none() && found == expected, "{name} {form:?}");
         // Every group's at once, against those of the one that ran, the next one and the one that leaves.
         assert!(in_memory > 6 << 20, "{name} {form:?}: {in_memory}");
+        // A budget counts them beforehand, those of six groups here.
+        assert!(
+            in_memory <= 6 * estimate && 6 * estimate < 2 * in_memory,
+            "{name} {form:?}: {estimate} of {in_memory}"
+        );
         assert!(waiting * 2 <= in_memory, "{name} {form:?}: {waiting} of {in_memory}");
         let traffic = traffic.expect("a disk");
         eprintln!("{name} {form:?}: {waiting} of {in_memory} bytes, {traffic:?}");

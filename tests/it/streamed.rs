@@ -131,8 +131,8 @@ fn a_larger_budget_reads_less_and_says_the_same() {
          - {{model: [m0, m1], residency: [resident, mapped], {none}}}\n\
          overrides:\n  \
          - {{when: {{memory_budget: [none, {dense}, {moe}]}}, set: {{categories: [speed, accuracy]}}}}\n\
-         accuracy:\n  reference: {{residency: resident}}\n  fidelity: {{random_tokens: {{seed: 3}}, tokens: 16, window: 8, \
-         context: 4, generations: 1, generate_tokens: 2}}\n",
+         accuracy:\n  reference: {{residency: resident}}\n  fidelity: {{random_tokens: {{seed: 3}}, tokens: 16, \
+         window: 8, context: 4, generations: 1, generate_tokens: 2}}\n",
         budgets[1]
     );
     let rows = run(&packs.each_ref(), &axes, &rest);
@@ -183,7 +183,8 @@ fn a_layer_is_read_once_for_all_sequences_of_a_batch() {
     let pack = Streamed::new(MODELS[0]);
     let budget = pack.least(4, 8) + 4;
     let axes = format!(
-        "batch: [1, 2, 4], micro_batch: 1, prompt_tokens: 2, generate_tokens: 4, residency: stream, memory_budget: {budget}MiB"
+        "batch: [1, 2, 4], micro_batch: 1, prompt_tokens: 2, generate_tokens: 4, residency: stream, \
+         memory_budget: {budget}MiB"
     );
     let rows = run(&[&pack], &axes, "categories: [speed]\n");
     let read: Vec<f64> = rows.iter().map(|row| number(row, "bytes_read_per_token")).collect();

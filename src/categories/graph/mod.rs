@@ -1,5 +1,6 @@
 //! What is measured of any ONNX graph: the same categories with a run of the graph where a language model has a request.
 
+mod accuracy;
 mod common;
 mod memory;
 mod power;
@@ -16,16 +17,7 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Speed => &speed::Speed,
         Category::Throughput => &throughput::Throughput,
         Category::Memory => &memory::Memory,
-        Category::Accuracy => &Accuracy,
+        Category::Accuracy => &accuracy::Accuracy,
         Category::Power => &power::Power,
-    }
-}
-
-/// To come.
-struct Accuracy;
-
-impl Measure for Accuracy {
-    fn measure(&self, _context: &super::Context) -> crate::error::Result<()> {
-        Err(crate::error::Error::unsupported("the accuracy of graphs is not measured yet"))
     }
 }

@@ -49,12 +49,14 @@ pub(super) fn check(checker: &mut Checker, entry: &ModelEntry, signature: &Signa
             }
             written.value
         };
+        // What is no float is equal or it is not, unless the file says otherwise.
+        let (rtol, atol) = if element.is_float() { (RTOL, ATOL) } else { (0.0, 0.0) };
         let plan = OutputPlan {
             name: value.name.clone(),
             element,
             shape: None,
-            rtol: tolerance(checker, entry.and_then(|entry| entry.rtol.as_ref()), RTOL),
-            atol: tolerance(checker, entry.and_then(|entry| entry.atol.as_ref()), ATOL),
+            rtol: tolerance(checker, entry.and_then(|entry| entry.rtol.as_ref()), rtol),
+            atol: tolerance(checker, entry.and_then(|entry| entry.atol.as_ref()), atol),
             expected: entry.and_then(|entry| expected(checker, entry, &value.name, element, shape)),
         };
         outputs.push(Output { plan, shape: shape.map(<[Dim]>::to_vec) });

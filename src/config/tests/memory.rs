@@ -6,7 +6,8 @@ use std::path::Path;
 use super::{error, load_text};
 use crate::cell::{MemoryPlan, Residency};
 use crate::config::{Matrix, load};
-use crate::package::shards;
+use crate::loader;
+use crate::package::{Package, shards};
 
 /// A file with one model at this package and these lines among the axes.
 fn text(package: &Path, axes: &str) -> String {
@@ -76,35 +77,22 @@ fn mistakes_stand_at_their_axis() {
 
 #[test]
 fn a_share_is_of_the_packs_weights() {
-    let folder = tempfile::tempdir().unwrap();
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/packages/qwen3-tiny/int4-fused");
     if !package.is_dir() {
         eprintln!("skipped: `{}` is not there", package.display());
         return;
     }
-    for entry in fs::read_dir(&package).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    let record = |name: &str, stored: u64| {
-        serde_json::json!({
-            "name": name, "file": 0, "offset": 0, "stored": stored, "bytes": stored, "hash": "0",
-            "kind": "tensor", "data_type": 1, "dims": [stored / 4],
-        })
-    };
-    // Names no file of the manifest, so the external data counts beside the records.
-    let index = serde_json::json!({
-        "format": shards::FORMAT, "form": "operators",
-        "made": {"layout": "x", "architecture": "x86_64", "program": "0", "source": "0"},
-        "files": [{"file": "shards.bin", "bytes": 8192}], "segments": [],
-        "records": [record("a", 4000), record("b", 6000)],
-    });
-    fs::write(folder.path().join(shards::FILE), index.to_string()).unwrap();
-    let opened = crate::package::Package::open(folder.path()).unwrap();
-    let weights = crate::config::memory::weights_bytes(&opened).unwrap();
-    assert!(weights > 10_000, "{weights}");
+    let folder = tempfile::tempdir().unwrap();
+    let options = loader::pack::Options { threshold: 4096, ..loader::pack::Options::default() };
+    let pack = folder.path().join("pack");
+    let package = Package::open(&package).unwrap();
+    let summary = loader::pack::pack(&package, &pack, &options, &loader::pack::Quiet).unwrap();
+    let records: u64 = summary.index.records.iter().map(|record| record.stored).sum();
+    let beside = fs::metadata(pack.join("model.onnx.data")).unwrap().len();
+    let weights = Package::open(&pack).unwrap().weights_bytes().unwrap();
+    assert!(records > 100_000 && weights == records + beside, "{weights} of {records} and {beside}");
     let axes = "  residency: stream\n  memory_budget: 50%\n  memory_limit: budget\n";
-    let matrix = load_text(&text(folder.path(), axes)).unwrap();
+    let matrix = load_text(&text(&pack, axes)).unwrap();
     assert_eq!(plans(&matrix), [(Some(Residency::Stream), Some(weights / 2), Some(weights / 2))]);
     assert!(matrix.cells[0].id.0.contains("-m50pc-lbudget-"), "{}", matrix.cells[0].id);
 }

@@ -80,7 +80,9 @@ pub fn below_the_floor(fact: &str) -> Option<FactValue> {
 
 /// True of facts and figures of tasks that only a comparison with a reference gives.
 pub fn compares(figure: &str) -> bool {
-    const STARTS: [&str; 15] = [
+    const STARTS: [&str; 17] = [
+        "output_m",
+        "worst_",
         "accuracy_gate",
         "accuracy_of_reference",
         "answer_flips",

@@ -78,6 +78,12 @@ fn layout(weights: &[Weight]) -> (Vec<Range<usize>>, usize) {
 }
 
 impl Ahead {
+    /// What [`Ahead::new`] takes of the device's memory.
+    pub fn bytes(parts: &[Vec<Weight>], sets: usize) -> u64 {
+        let largest = parts.iter().map(|part| layout(part).1).max().unwrap_or(0);
+        sets.max(SETS) as u64 * largest as u64
+    }
+
     /// With room on the device for the weights of `sets` parts, at least two.
     ///
     /// # Errors
@@ -264,6 +270,7 @@ mod tests {
         let mut ahead = ahead(&pack, &allocated);
         let largest = ahead.parts.iter().map(|part| layout(part).1).max().unwrap();
         assert_eq!(allocated.load(Ordering::Relaxed), 2 * largest as u64, "two sets whatever the parts");
+        assert_eq!(Ahead::bytes(&ahead.parts, SETS), 2 * largest as u64);
         let bytes = |part: usize| ahead_bytes(&pack, part);
         let mut expected = 0;
         for pass in 0..3 {

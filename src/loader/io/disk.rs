@@ -151,8 +151,8 @@ fn passes(plain: &File, past: &File) -> io::Result<bool> {
     let start = buffer.as_ptr().align_offset(page);
     let buffer = &mut buffer[start..start + page];
     // A page that the cache holds already would tell nothing, so all of the file is dropped: caches hold several pages
-    // as one, and drop them together or not at all. What is still to be written cannot be dropped; a read past the cache
-    // writes it first.
+    // as one, and drop them together or not at all. What is still to be written cannot be dropped; a read past the
+    // cache writes it first.
     past.read_exact_at(buffer, 0)?;
     rustix::fs::fadvise(plain, 0, None, rustix::fs::Advice::DontNeed)?;
     past.read_exact_at(buffer, 0)?;

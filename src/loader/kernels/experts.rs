@@ -7,7 +7,7 @@ use super::activations::Activations;
 use super::layout::{Format, GROUP, check, packed_bytes};
 use super::product::{Tiles, rows_of, wanted_tasks};
 use super::silu::gate;
-use super::tile::{self, ROWS, Sums, Version};
+use super::tile::Version;
 use crate::package::shards::NBits;
 use crate::runtime::custom::Parallel;
 
@@ -48,20 +48,12 @@ pub fn expert_bytes(gate_up: &NBits, down: &NBits) -> usize {
     down_offset(gate_up) + packed_bytes(down)
 }
 
-/// One routed expert on some rows: `out = down(silu(gate) · up)`. For `record` see [`Share`].
-///
-/// # Panics
-/// When the shapes do not fit each other, or a slice is not as long as they say: bugs of the caller.
-pub fn expert(gate_up: &NBits, down: &NBits, record: &[u8], x: &[f32], out: &mut [f32], parallel: &dyn Parallel) {
-    let rows: Vec<usize> = (0..rows_of(x, gate_up.columns)).collect();
-    experts(gate_up, down, &[Share { record, rows: &rows }], x, out, parallel);
-}
-
 /// Some experts, each on its rows of `x`, in two parallel steps for all of them. `out` gets a row for each row of the
-/// first share, then of the second, and so on, neither weighed nor added: what [`expert`] gives for each.
+/// first share, then of the second, and so on, neither weighed nor added.
 ///
 /// # Panics
-/// As [`expert`], and for rows that `x` does not have.
+/// When the shapes do not fit each other, a slice is not as long as they say, or a share has rows that `x` does not:
+/// bugs of the caller.
 pub fn experts(
     gate_up: &NBits,
     down: &NBits,
@@ -98,79 +90,6 @@ pub(super) fn experts_with(
         });
     });
     SCRATCH.set(scratch);
-}
-
-/// The weighed sum of some experts on one token: `out = Σ weight · expert(x)`, in the order given, the first a product
-/// and each further one a fused multiply-add. The outputs of single experts are never written.
-///
-/// # Panics
-/// As [`expert`], and when no expert is given.
-pub fn experts_of_one_token(
-    gate_up: &NBits,
-    down: &NBits,
-    chosen: &[(&[u8], f32)],
-    x: &[f32],
-    out: &mut [f32],
-    parallel: &dyn Parallel,
-) {
-    one_token_with(Version::best(), gate_up, down, chosen, x, out, parallel);
-}
-
-pub(super) fn one_token_with(
-    version: Version,
-    gate_up: &NBits,
-    down: &NBits,
-    chosen: &[(&[u8], f32)],
-    x: &[f32],
-    out: &mut [f32],
-    parallel: &dyn Parallel,
-) {
-    assert_eq!((x.len(), out.len()), (gate_up.columns, down.rows), "inputs and outputs of one token");
-    assert!(!chosen.is_empty(), "a token without experts");
-    let formats = Formats::new(gate_up, down);
-    let mut scratch = SCRATCH.take();
-    let shares: Vec<Share<'_>> = chosen.iter().map(|(record, _)| Share { record, rows: &[0] }).collect();
-    formats.hidden(version, &shares, x, &mut scratch, parallel);
-    let down = &formats.down;
-    let out = Shared::new(out);
-    let tiles = Tiles::new(down, 1, chosen.len(), wanted_tasks(parallel));
-    parallel.run(tiles.count(), &|task| {
-        let mut sums: Sums = [[0.0; GROUP]; ROWS];
-        for group in tiles.groups(task) {
-            let mut mixed = [0.0; GROUP];
-            for (number, (record, weight)) in chosen.iter().enumerate() {
-                let weights = &record[formats.gate_up.bytes() + group * down.group_bytes..][..down.group_bytes];
-                tile::compute(version, down, weights, &scratch.codes, number, 1, &mut sums);
-                mix(version, number == 0, *weight, &sums[0], &mut mixed);
-            }
-            let at = group * GROUP;
-            let count = GROUP.min(down.rows - at);
-            // SAFETY: each place of the output belongs to one group, and `out` is borrowed until all are done.
-            unsafe { out.slice(at, count) }.copy_from_slice(&mixed[..count]);
-        }
-    });
-    SCRATCH.set(scratch);
-}
-
-/// Adds one expert's outputs.
-fn mix(version: Version, first: bool, weight: f32, sums: &[f32; GROUP], mixed: &mut [f32; GROUP]) {
-    #[inline(always)]
-    fn plain(first: bool, weight: f32, sums: &[f32; GROUP], mixed: &mut [f32; GROUP]) {
-        for (mixed, sum) in mixed.iter_mut().zip(sums) {
-            *mixed = if first { weight * sum } else { weight.mul_add(*sum, *mixed) };
-        }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn avx2(first: bool, weight: f32, sums: &[f32; GROUP], mixed: &mut [f32; GROUP]) {
-        plain(first, weight, sums, mixed);
-    }
-    match version {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the version was chosen because the processor has these features.
-        Version::Avx2 | Version::Avx512 => unsafe { avx2(first, weight, sums, mixed) },
-        Version::Scalar => plain(first, weight, sums, mixed),
-    }
 }
 
 /// The formats of an expert's two matrices.
@@ -248,7 +167,7 @@ impl<'a> Work<'a> {
         let wanted = wanted_tasks(parallel).div_ceil(self.shares.len().max(1));
         let mut count = 0;
         let place = |(share, first): &(Share<'a>, usize)| {
-            let tiles = Tiles::new(format, share.rows.len(), 1, wanted);
+            let tiles = Tiles::new(format, share.rows.len(), wanted);
             count += tiles.count();
             (*share, *first, tiles, count - tiles.count())
         };

@@ -34,7 +34,7 @@ mod silu;
 mod tests;
 mod tile;
 
-pub use experts::{Share, down_offset, expert, expert_bytes, experts, experts_of_one_token};
+pub use experts::{Share, down_offset, expert_bytes, experts};
 pub use layout::{LAYOUT, check, half_scales_lose_nothing, pack, packed_bytes, unpack};
 pub use product::multiply;
 

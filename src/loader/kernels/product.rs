@@ -41,7 +41,7 @@ pub(super) fn multiply_with(
     let mut activations = SCRATCH.take();
     activations.fill(version, &format, x, parallel);
     let out = Shared::new(out);
-    let tiles = Tiles::new(&format, rows, 1, wanted_tasks(parallel));
+    let tiles = Tiles::new(&format, rows, wanted_tasks(parallel));
     parallel.run(tiles.count(), &|task| {
         tiles.each(version, &format, packed, &activations, 0, task, &mut |row, group, sums| {
             let at = group * GROUP;
@@ -87,12 +87,11 @@ pub(super) fn wanted_tasks(parallel: &dyn Parallel) -> usize {
 }
 
 impl Tiles {
-    /// About as many tasks as are wanted, none of them too small. `copies` is how many matrices of the format each task
-    /// multiplies by.
-    pub fn new(format: &Format, rows: usize, copies: usize, wanted: usize) -> Self {
+    /// About as many tasks as are wanted, none of them too small.
+    pub fn new(format: &Format, rows: usize, wanted: usize) -> Self {
         let rows_each = (BAND_BYTES / format.padded()).max(1).next_multiple_of(ROWS).min(rows);
         let groups = format.groups();
-        let least = TASK_PRODUCTS.div_ceil(GROUP * format.padded() * rows_each.max(1) * copies.max(1));
+        let least = TASK_PRODUCTS.div_ceil(GROUP * format.padded() * rows_each.max(1));
         let groups_each = groups.div_ceil(wanted.max(1)).max(least).min(groups);
         Self { rows, rows_each, groups, groups_each, runs: groups.div_ceil(groups_each) }
     }
