@@ -83,8 +83,8 @@ fn place(cell: &Cell, plan: &PowerPlan) -> Place {
     Place { rails: plan.rails.clone(), gpu, ..Place::here() }
 }
 
-/// Takes the first choice whose counters move into use, and says what is to be said of it and of those before. `phases` is
-/// the number of kinds of blocks that are to be measured.
+/// Takes the first choice whose counters move into use, and says what is to be said of it and of those before. `phases`
+/// is the number of kinds of blocks that are to be measured.
 ///
 /// # Errors
 /// Unsupported where no counter moves; invalid where the meter is too slow for the plan or for the cell's timeout.
