@@ -168,7 +168,7 @@ pub fn measure(monitor: &Monitor, plan: &PowerPlan, work: &mut dyn Work) -> Resu
         let span = monitor.between(&start, &monitor.mark()?);
         if span.seconds < UPDATES * update {
             return Err(Error::invalid(format!(
-                "a run lasts {}, less than {UPDATES} updates of the meter ({} each), and every run has a prompt of its own",
+                "a run lasts {}, less than {UPDATES} updates of the meter ({} each), and every run has its own prompt",
                 units::seconds(span.seconds),
                 units::seconds(update)
             ))

@@ -1,7 +1,7 @@
 //! AMD's counters through the hwmon driver `amd_energy`: `energyN_input` in microjoules, labelled by socket and core.
 //!
-//! A socket's counter contains its cores, so sockets are added up and cores are not looked at: there are hundreds, and a
-//! reading of each interrupts it.
+//! A socket's counter contains its cores, so sockets are added up and cores are not looked at: there are hundreds, and
+//! a reading of each interrupts it.
 
 use std::path::{Path, PathBuf};
 

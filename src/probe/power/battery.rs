@@ -1,7 +1,7 @@
 //! The battery of a machine that runs on it: the whole machine's power, sampled.
 //!
-//! A battery that is charged says nothing of what the machine draws, so it serves only while it discharges. Its gauge of
-//! power is preferred to its charge, whose steps are some ten joules.
+//! A battery that is charged says nothing of what the machine draws, so it serves only while it discharges. Its gauge
+//! of power is preferred to its charge, whose steps are some ten joules.
 
 use std::path::{Path, PathBuf};
 

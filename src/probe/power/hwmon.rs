@@ -1,6 +1,7 @@
 //! Sensors of power that hwmon drivers show: `powerN_average` or `powerN_input`, in microwatts, sampled.
 //!
-//! What a rail feeds is known of few drivers. Those are taken by themselves; any other is taken when the matrix names it.
+//! What a rail feeds is known of few drivers. Those are taken by themselves; any other is taken when the
+//! matrix names it.
 
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,8 @@
 //! Meters of energy: one file a source, one table of all ([`registry`]), one thread that reads what was chosen
 //! ([`Monitor`]).
 //!
-//! A meter is a counter of energy or a gauge of power. [`account`] makes joules of both: a counter's differences, modulo
-//! its range, and the trapezoids under a gauge's readings.
+//! A meter is a counter of energy or a gauge of power. [`account`] makes joules of both: a counter's differences,
+//! modulo its range, and the trapezoids under a gauge's readings.
 
 mod account;
 mod amd_energy;
