@@ -25,7 +25,7 @@ FULL_SHAPE := $(foreach name,qwen3-4b qwen3-vl-2b,$(name)/int4-fused $(name)/int
 	qwen3-coder-30b-a3b/int4-fused glm-4.7-flash/int4-fused
 FULL_SHAPE_MANIFESTS := $(FULL_SHAPE:%=$(PACKAGES)/full-shape/%/manifest.json)
 
-.PHONY: help bench bench-full-shape bench-scoring bench-streaming full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
+.PHONY: help bench gpu-check bench-full-shape bench-scoring bench-streaming full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +33,9 @@ help: ## list the targets
 
 bench: build runtimes packages ## install what is missing, run benchmarks.yaml, print the comparison
 	$(BIN) run benchmarks.yaml --allow-unsupported
+
+gpu-check: build packages ## CUDA and TensorRT against the CPU, where there is a GPU and the runtime `cuda`
+	scripts/gpu-check --binary $(BIN)
 
 bench-full-shape: build runtimes full-shape ## the four models at full size (43 GB of disk, an hour)
 	$(BIN) run benchmarks-full-shape.yaml --allow-unsupported

@@ -9,7 +9,7 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::SharedSessionInner;
 use ort::sys;
 
-use super::bindings::{RawBinding, RawValue, check};
+use super::binding::{RawBinding, RawValue, check};
 use super::buffers::{Memory, Region};
 use super::providers::{self, Computes};
 use super::session::{Session, SessionOptions};

@@ -12,7 +12,7 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
-use super::bindings::{RawBinding, RawValue, c_name, check};
+use super::binding::{RawBinding, RawValue, c_name, check};
 use super::buffers::Memory;
 use super::handed::description;
 use super::ort_error;

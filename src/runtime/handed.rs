@@ -4,7 +4,8 @@
 use ort::AsPointer;
 use ort::sys;
 
-use super::bindings::{Bindings, RawValue, c_name, check};
+use super::binding::{RawValue, c_name, check};
+use super::bindings::Bindings;
 use super::buffers::BufferId;
 use super::ort_error;
 use crate::error::{Error, Result};

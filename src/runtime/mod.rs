@@ -9,6 +9,7 @@ pub mod install;
 
 pub mod nvidia;
 
+mod binding;
 mod bindings;
 mod buffers;
 pub mod custom;

@@ -8,7 +8,7 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
-use super::bindings::{RawValue, c_name, check};
+use super::binding::{RawValue, c_name, check};
 use super::device::Loan;
 use super::ort_error;
 use crate::error::{Error, Result};

@@ -52,7 +52,7 @@ fn every_fault_is_named() {
         ("cuda,tiny,int4,fused,measured,,in_place,90,0.05,0.7", "scores 0.700 where the CPU scores 0.800"),
         ("cuda,tiny,int4,plain,measured,,append,90,0.05,0.8", "the CPU's row to compare with is missing"),
         ("cuda,tiny,int4,fused,unsupported,the driver is too old,,,,", "unsupported: the driver is too old"),
-        ("tensorrt,tiny,int4,fused,unsupported,driver and TensorRT 10 are missing,,,,", "unsupported: driver"),
+        ("tensorrt,tiny,int4,plain,unsupported,driver and TensorRT 10 are missing,,,,", "unsupported: driver"),
     ] {
         let (code, text) = judge(&[CPU, row]);
         assert_eq!(code, 1, "{text}");
@@ -66,5 +66,14 @@ fn a_machine_without_tensorrt_passes_in_part() {
     let lacks = "tensorrt,tiny,int4,fused,unsupported,TensorRT 10 (libnvinfer.so.10) is missing,,,,";
     let (code, text) = judge(&[CPU, CUDA, lacks]);
     assert_eq!(code, 5, "{text}");
+    let limit = "tensorrt,tiny,int4,fused,failed,no associated shape profiles,,,,";
+    let (code, text) = judge(&[CPU, CUDA, limit]);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("known limit: failed: no associated") && text.contains("all 1 cells pass, 1 are beyond"),
+        "{text}"
+    );
+    assert_eq!(judge(&[CPU, limit]).0, 1, "nothing ran");
+    let (_, text) = judge(&[CPU, CUDA, lacks]);
     assert!(text.contains("1 cells pass, 1 could not run for want of TensorRT"), "{text}");
 }

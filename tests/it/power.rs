@@ -127,12 +127,13 @@ fn near(value: f64, expected: f64, share: f64) {
 /// The columns of medians of what is measured, or of what is estimated.
 fn medians(estimated: bool) -> Vec<String> {
     let of_meters = SERIES.iter().filter(|series| metrics::depends_on_meter(series.name));
+    let of_meters = of_meters.filter(|series| !series.name.contains("graph_"));
     let names = of_meters.filter(|series| metrics::is_estimate(series.name) == estimated).map(|series| series.name);
     let columns = ortbench::results::columns::all().iter();
     let medians: Vec<_> = columns
         .filter(|column| column.group == ortbench::results::columns::Group::Medians)
         .map(|column| column.name.clone())
-        .filter(|column| column.starts_with("estimated_") == estimated)
+        .filter(|column| column.starts_with("estimated_") == estimated && !column.contains("graph_"))
         .filter(|column| ["joule", "watts"].iter().any(|word| column.contains(word)))
         .collect();
     assert_eq!(medians.len(), names.count());

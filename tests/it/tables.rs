@@ -111,11 +111,9 @@ fn a_strict_reader_finds_numbers_in_every_column_of_numbers() {
 fn a_measured_row_has_no_zero_and_no_gap_where_something_was_measured() {
     let results = tempfile::tempdir().unwrap();
     let mut cells = two_cells();
-    cells.iter_mut().for_each(|cell| {
-        cell.workload.image = "64x64".parse().ok();
-        cell.categories.push(Category::Power);
-    });
+    cells.iter_mut().for_each(|cell| cell.workload.image = "64x64".parse().ok());
     cells.push(fake::graph_cell("net", "cpu"));
+    cells.iter_mut().for_each(|cell| cell.categories.push(Category::Power));
     let report = run(cells, "", results.path()).unwrap();
     let rows = summary(&report.folder);
     for (row, outcome) in rows.iter().zip(&report.outcomes) {

@@ -10,7 +10,7 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef};
 
-use super::super::bindings::check;
+use super::super::binding::check;
 use super::{Experts, Failure, Matrix, Parallel, Routing, Tensor, Weights};
 use crate::error::{Error, Result};
 

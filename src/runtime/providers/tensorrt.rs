@@ -15,9 +15,12 @@ impl Provider for TensorRt {
     }
 
     fn dispatch(&self, _threads: u32, options: &BTreeMap<String, String>) -> Vec<ExecutionProviderDispatch> {
+        // What TensorRT leaves runs on the same GPU.
+        let device = options.iter().filter(|(key, _)| *key == "device_id");
+        let device = device.map(|(key, value)| (key.clone(), value.clone())).collect();
         vec![
             super::with_options(TensorRT::default(), options).build().error_on_failure(),
-            CUDA::default().build().error_on_failure(),
+            super::with_options(CUDA::default(), &device).build().error_on_failure(),
         ]
     }
 
