@@ -202,8 +202,8 @@ impl Checker<'_> {
             }
         };
         if let Some(at) = at {
-            let message = "the category `accuracy` needs the section `accuracy` of the file, which names its tasks or \
-                           a text for `fidelity`";
+            let message = "the category `accuracy` needs the section `accuracy` of the file, which names its tasks, a \
+                           text for `fidelity` or, for graphs, a `reference`";
             self.problem(at, message);
         }
     }
