@@ -204,3 +204,27 @@ fn what_does_not_fit_is_said_before_anything_runs() {
     assert!(plan.contains("net-cpu-t1-batch4-") && plan.contains("out_of_memory"), "{plan}");
     assert!(plan.contains("inputs and outputs") && plan.contains("smaller shapes"), "{plan}");
 }
+
+#[test]
+fn a_profile_is_a_table_of_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    net(folder.path(), "net.onnx", 1.0);
+    let models = "  - {name: net, kind: graph, path: net.onnx}\n";
+    let rest = "matrix: {model: net, backend: [cpu, openvino], threads: 1, dimensions: {batch: 64}}\n\
+                categories: operators\n";
+    let (run, code, text) = run(folder.path(), models, rest);
+    assert_eq!(code, Some(0), "{text}");
+    let (cells, nodes) = (rows(&run.join("summary.csv")), rows(&run.join("operators.csv")));
+    for cell in &cells {
+        assert_eq!(cell["profiled_runs"], "10", "{}", cell["reason"]);
+        let of_cell: Vec<_> = nodes.iter().filter(|node| node["cell_id"] == cell["cell_id"]).collect();
+        assert!(!of_cell.is_empty() && of_cell.iter().all(|node| node["dimensions"] == "batch=64"));
+        assert!(of_cell.iter().enumerate().all(|(place, node)| node["rank"] == (place + 1).to_string()));
+        let shares: f64 = of_cell.iter().map(|node| number(node, "share")).sum();
+        // Kernels of less than a microsecond take none, by ONNX Runtime's account.
+        assert!(shares == 0.0 || (shares - 1.0).abs() < 1e-9, "{shares}");
+    }
+    let on_cpu: Vec<_> = nodes.iter().filter(|node| node["backend"] == "cpu").collect();
+    assert!(on_cpu.iter().all(|node| node["provider"] == "CPUExecutionProvider" && node["calls"] == "10"));
+    assert!(on_cpu.iter().any(|node| node["operator"].contains("MatMul") || node["operator"].contains("Gemm")));
+}
