@@ -65,5 +65,10 @@ fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
         provider: ProviderKind::Cpu,
         options: [].into(),
     };
-    Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into(), arena: true })
+    Session::open(
+        runtime,
+        file,
+        &backend,
+        &SessionOptions { threads: threads as u32, config: [].into(), arena: true, profile: None },
+    )
 }

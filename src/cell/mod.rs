@@ -96,7 +96,7 @@ named_enum! {
 
 named_enum! {
     /// A category of measurement, each run in a fresh process.
-    Category { Speed => "speed", Throughput => "throughput", Memory => "memory", Accuracy => "accuracy" }
+    Category { Speed => "speed", Throughput => "throughput", Memory => "memory", Accuracy => "accuracy", Operators => "operators" }
 }
 
 /// Element types of inputs and outputs.

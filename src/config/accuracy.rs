@@ -154,7 +154,13 @@ pub enum FidelitySource {
 
 /// The categories of a file that names none. What accuracy means, only its section can say.
 pub fn default_categories(has_accuracy: bool) -> Vec<Category> {
-    Category::ALL.iter().copied().filter(|category| *category != Category::Accuracy || has_accuracy).collect()
+    let by_default = |category: &Category| match category {
+        Category::Accuracy => has_accuracy,
+        // Profiling is for those who ask for it.
+        Category::Operators => false,
+        _ => true,
+    };
+    Category::ALL.iter().copied().filter(by_default).collect()
 }
 
 impl Checker<'_> {
@@ -202,8 +208,8 @@ impl Checker<'_> {
             }
         };
         if let Some(at) = at {
-            let message = "the category `accuracy` needs the section `accuracy` of the file, which names its tasks or \
-                           a text for `fidelity`";
+            let message = "the category `accuracy` needs the section `accuracy` of the file, which names its tasks, a \
+                           text for `fidelity` or, for graphs, a `reference`";
             self.problem(at, message);
         }
     }

@@ -9,7 +9,7 @@ use super::graph::Unfit;
 use super::problem::Problem;
 use super::{memory, paths, plans};
 use crate::cell::{
-    Cell, CellId, Dimensions, GraphPlan, ImageSize, MemoryAmount, MemoryPlan, ModelKind, ModelRef, Workload,
+    Category, Cell, CellId, Dimensions, GraphPlan, ImageSize, MemoryAmount, MemoryPlan, ModelKind, ModelRef, Workload,
 };
 use crate::digest;
 
@@ -62,6 +62,9 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
         let reason = match rule {
             Some(rule) => {
                 Some(rule.reason.clone().unwrap_or_else(|| format!("excluded by the rule at line {}", rule.at.line())))
+            }
+            None if cell.categories.is_empty() => {
+                Some("nothing but `operators` is asked of it, which only graphs have".to_owned())
             }
             None => file.models[point.model()].lacks(point),
         };
@@ -201,6 +204,9 @@ impl Checked {
             if let Some(categories) = &set.categories {
                 cell.categories.clone_from(categories);
             }
+        }
+        if model.kind == ModelKind::Package {
+            cell.categories.retain(|category| *category != Category::Operators);
         }
         cell
     }

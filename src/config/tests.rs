@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod accuracy;
+mod graphs;
 
 const GOOD: &str = "\
 version: 1

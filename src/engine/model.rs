@@ -84,6 +84,7 @@ impl Model {
             threads: plan.threads,
             config: plan.session_config.clone(),
             arena: !plan.cuts_the_graph(),
+            profile: None,
         };
         if matches!(plan.residency, Some(Residency::Stream | Residency::Experts)) {
             // Threads that spin between operators take the cores that the readers of records need.

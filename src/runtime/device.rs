@@ -196,7 +196,7 @@ impl ProviderMemory {
         let options = backend.options.iter().filter(|(key, _)| provider == ProviderKind::Cuda && *key == "device_id");
         let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
         let backend = Backend { provider, options, ..backend.clone() };
-        let options = SessionOptions { threads: 1, config: [].into(), arena: true };
+        let options = SessionOptions { threads: 1, config: [].into(), arena: true, profile: None };
         let session = Session::of_bytes(runtime, copier, &backend, &options)?;
         let allocator = Allocator::new(&session.inner, memory_of(place.clone())?)
             .map_err(|error| ort_error("ONNX Runtime has no allocator for the provider's memory", error))?;

@@ -11,6 +11,7 @@ mod damage;
 mod endings;
 mod expected;
 mod generation;
+mod graphs;
 mod guesses;
 mod harness;
 mod images;

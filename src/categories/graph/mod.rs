@@ -3,6 +3,7 @@
 mod accuracy;
 mod common;
 mod memory;
+mod operators;
 mod speed;
 mod throughput;
 mod timing;
@@ -17,5 +18,6 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Throughput => &throughput::Throughput,
         Category::Memory => &memory::Memory,
         Category::Accuracy => &accuracy::Accuracy,
+        Category::Operators => &operators::Operators,
     }
 }
