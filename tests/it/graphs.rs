@@ -142,6 +142,20 @@ fn shapes_that_the_run_decides_and_texts_work() {
     assert_eq!(rows[1]["worst_element"], "[2] is \"!\" and should be \"?\"");
 }
 
+#[test]
+fn an_output_of_another_shape_than_its_graph_says_is_made_anew_each_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let value = |name: &str, kind: i32, dims: &str| build::tensor(name, kind, &build::dims(dims));
+    let nodes = vec![build::node("NonZero", &["x"], "places")];
+    let (x, places) = (value("x", data_type::FLOAT, "n"), value("places", data_type::INT64, "1 3"));
+    save(folder.path(), "wrong.onnx", build::model(nodes, vec![x], vec![places], vec![]));
+    let models = "  - {name: wrong, kind: graph, path: wrong.onnx, inputs: {x: {fill: ones}}}\n";
+    let rest = "matrix: {model: wrong, backend: cpu, threads: 1, dimensions: {n: 5}}\ncategories: speed\n";
+    let (run, code, text) = run(folder.path(), models, rest);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(number(&rows(&run.join("summary.csv"))[0], "latency_median_seconds") > 0.0);
+}
+
 /// A file of NumPy's strings of three letters.
 fn npy_texts(path: &Path, texts: &[&str]) {
     let header = format!("{{'descr': '<U3', 'fortran_order': False, 'shape': ({},), }}\n", texts.len());

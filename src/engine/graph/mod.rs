@@ -104,7 +104,11 @@ impl Graph {
     /// What ONNX Runtime says.
     pub fn first_run(&mut self, plan: &GraphPlan) -> Result<()> {
         self.run()?;
-        let fixed = |name: &str| plan.outputs.iter().any(|output| output.name == name && output.shape.is_some());
+        // A provider may make another shape than the graph says: ONNX Runtime warns of that in an output of its own, and
+        // refuses it in one that is bound.
+        let fixed = |name: &str, shape: &[u64]| {
+            plan.outputs.iter().any(|output| output.name == name && output.shape.as_deref() == Some(shape))
+        };
         self.bound_mut()?.keep_outputs(fixed)
     }
 
