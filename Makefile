@@ -25,7 +25,10 @@ FULL_SHAPE := $(foreach name,qwen3-4b qwen3-vl-2b,$(name)/int4-fused $(name)/int
 	qwen3-coder-30b-a3b/int4-fused glm-4.7-flash/int4-fused
 FULL_SHAPE_MANIFESTS := $(FULL_SHAPE:%=$(PACKAGES)/full-shape/%/manifest.json)
 
-.PHONY: help bench gpu-check bench-full-shape bench-scoring bench-streaming full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
+# Networks of images, one ONNX file each, with random weights.
+GRAPHS := $(PACKAGES)/graphs/resnet18.onnx $(PACKAGES)/graphs/resnet50.onnx
+
+.PHONY: help bench gpu-check bench-full-shape bench-scoring bench-streaming backend-suite graphs full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +58,11 @@ bench-scoring: runtimes packages models/packages/full-shape/qwen3-4b/int4-fused/
 
 bench-streaming: build runtimes ## models larger than memory, beside mapping alone and llama.cpp (45 GB of disk, root, two hours)
 	docs/measurements/streaming/measure.sh $(PWD)/results/streaming
+
+backend-suite: build runtimes ## ONNX's own test cases as graphs, beside ONNX Runtime's Python interface (fifteen minutes)
+	docs/measurements/graphs/backend-suite.sh $(PWD)/results/backend-suite
+
+graphs: $(GRAPHS) ## residual networks with random weights, as graphs to measure
 
 full-shape: $(FULL_SHAPE_MANIFESTS) ## export the four models at full size with random weights
 
@@ -111,6 +119,9 @@ $(PACKAGES)/full-shape/%/manifest.json: | $(VENV_STAMP)
 	$(EXPORT) --random-weights --config export_scripts/configs/$(name).json --output $(@D) --force --model-id $(name) \
 		--scales fp16 \
 		--precision $(firstword $(subst -, ,$(notdir $*))) --flavour $(lastword $(subst -, ,$(notdir $*)))
+
+$(PACKAGES)/graphs/resnet%.onnx: export_scripts/networks/resnet.py $(VENV_STAMP)
+	@$(VENV)/bin/python $< --depth $* --output $@
 
 $(PACKAGES)/streamed/%/int4-fused/manifest.json: export_scripts/configs/streamed-%.json $(VENV_STAMP) $(EXPORTER_SOURCES)
 	@$(EXPORT) --random-weights --config $< --output $(@D) --force --model-id streamed-$* \

@@ -66,5 +66,10 @@ fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
         plugin: None,
         options: [].into(),
     };
-    Session::open(runtime, file, &backend, &SessionOptions { threads: threads as u32, config: [].into(), arena: true })
+    Session::open(
+        runtime,
+        file,
+        &backend,
+        &SessionOptions { threads: threads as u32, config: [].into(), arena: true, profile: None },
+    )
 }

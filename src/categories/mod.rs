@@ -20,7 +20,7 @@ use std::path::Path;
 
 use crate::cell::{Category, Cell, ModelKind};
 use crate::engine::Plan;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::Reporter;
 use crate::runtime::Runtime;
 
@@ -47,6 +47,15 @@ impl Context<'_> {
     }
 }
 
+/// A category that only graphs have; the matrix file is refused before it comes to this.
+struct NotOfPackages;
+
+impl Measure for NotOfPackages {
+    fn measure(&self, _context: &Context) -> Result<()> {
+        Err(Error::unsupported("this category is for models of `kind: graph`"))
+    }
+}
+
 /// A category of measurement, run in a process of its own.
 pub trait Measure: Sync {
     /// Measures and reports every series and fact that `metrics` names for the category.
@@ -67,5 +76,6 @@ pub fn of(cell: &Cell, category: Category) -> &'static dyn Measure {
         Category::Memory => &memory::Memory,
         Category::Accuracy => &accuracy::Accuracy,
         Category::Power => &power::Power,
+        Category::Operators => &NotOfPackages,
     }
 }

@@ -118,6 +118,7 @@ named_enum! {
         Memory => "memory",
         Accuracy => "accuracy",
         Power => "power",
+        Operators => "operators",
     }
 }
 

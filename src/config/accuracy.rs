@@ -152,15 +152,16 @@ pub enum FidelitySource {
     RandomTokens { seed: u64 },
 }
 
-/// The categories of a file that names none. What accuracy means, only its section can say; and power, which takes its
-/// time and a meter that few machines have, is asked for by its own.
+/// The categories of a file that names none. What accuracy means, only its section can say; power, which takes its time
+/// and a meter that few machines have, is asked for by its own, and profiling by those who want it.
 pub fn default_categories(has_accuracy: bool, has_power: bool) -> Vec<Category> {
-    let asked = |category: &Category| match category {
+    let by_default = |category: &Category| match category {
         Category::Accuracy => has_accuracy,
         Category::Power => has_power,
+        Category::Operators => false,
         _ => true,
     };
-    Category::ALL.iter().copied().filter(asked).collect()
+    Category::ALL.iter().copied().filter(by_default).collect()
 }
 
 impl Checker<'_> {
@@ -208,8 +209,8 @@ impl Checker<'_> {
             }
         };
         if let Some(at) = at {
-            let message = "the category `accuracy` needs the section `accuracy` of the file, which names its tasks or \
-                           a text for `fidelity`";
+            let message = "the category `accuracy` needs the section `accuracy` of the file, which names its tasks, a \
+                           text for `fidelity` or, for graphs, a `reference`";
             self.problem(at, message);
         }
     }

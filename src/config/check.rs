@@ -233,8 +233,18 @@ impl Checker<'_> {
 
     fn model(&mut self, entry: &ModelEntry) -> Model {
         self.name(&entry.name, "a model's name");
-        let kind = entry.kind.as_ref().and_then(|word| self.word(word, ModelKind::NAMES));
-        let kind = kind.unwrap_or(ModelKind::Package);
+        let kind = match (&entry.kind, &entry.path) {
+            (None, Some(path)) if entry.package.is_none() => {
+                self.problem(path.referenced, "`path` is for a model of `kind: graph`: say so, or name a `package`");
+                ModelKind::Graph
+            }
+            (None, _) => ModelKind::Package,
+            // Of an unknown word, what else is written tells what was meant, so that one mistake is one.
+            (Some(word), path) => self.word(word, ModelKind::NAMES).unwrap_or(match path {
+                Some(_) => ModelKind::Graph,
+                None => ModelKind::Package,
+            }),
+        };
         if kind == ModelKind::Graph {
             graph::graph_only(self, entry);
             return Model {

@@ -63,6 +63,9 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
             Some(rule) => {
                 Some(rule.reason.clone().unwrap_or_else(|| format!("excluded by the rule at line {}", rule.at.line())))
             }
+            None if cell.categories.is_empty() => {
+                Some("nothing but `operators` is asked of it, which only graphs have".to_owned())
+            }
             None => file.models[point.model()].lacks(point),
         };
         match reason {
@@ -202,6 +205,9 @@ impl Checked {
             if let Some(categories) = &set.categories {
                 cell.categories.clone_from(categories);
             }
+        }
+        if model.kind == ModelKind::Package {
+            cell.categories.retain(|category| *category != Category::Operators);
         }
         cell.power = cell.categories.contains(&Category::Power).then(|| Box::new(self.power.clone()));
         cell

@@ -6,6 +6,7 @@ use super::*;
 use crate::cell::ProviderKind;
 
 mod accuracy;
+mod graphs;
 
 const GOOD: &str = "\
 version: 1

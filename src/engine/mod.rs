@@ -24,7 +24,7 @@ mod weights;
 
 pub use decoder::{Checkpoint, Decoder};
 pub use generate::{Ended, Generation, generate};
-pub use graph::{Graph, Inputs};
+pub use graph::{Graph, Inputs, Profile};
 pub use model::Model;
 pub use plan::{CacheMode, Plan};
 pub use prompt::{Prompt, Prompter};

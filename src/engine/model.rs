@@ -103,6 +103,7 @@ impl Model {
             threads: plan.threads,
             config: plan.session_config.clone(),
             arena: !plan.cuts_the_graph(),
+            profile: None,
         };
         if !plan.spins() {
             options.config.entry("session.intra_op.allow_spinning".to_owned()).or_insert_with(|| "0".to_owned());

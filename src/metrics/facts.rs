@@ -1,6 +1,6 @@
 //! Figures and words that a process gives once: one row each.
 
-use Category::{Accuracy, Speed};
+use Category::{Accuracy, Operators, Speed};
 
 use super::{Fact, FactKind, joined, power};
 use crate::cell::Category;
@@ -355,6 +355,13 @@ const GENERAL: &[Fact] = &[
         FactKind::Text,
         Some(Accuracy),
         "Of each output (the first eight): elements beyond the tolerance, largest differences, cosine.",
+    ),
+    fact("profiled_runs", FactKind::Integer, Some(Operators), "Runs of a graph that ONNX Runtime's profile covers."),
+    fact(
+        "top_operators",
+        FactKind::Text,
+        Some(Operators),
+        "The five operators that take most of the time of all nodes, with their share; operators.csv has the nodes.",
     ),
     fact("fidelity_tokens", FactKind::Integer, Some(Accuracy), "Tokens over which distributions were compared."),
     fact(

@@ -8,7 +8,7 @@ use crate::metrics;
 use crate::orchestrator::child::{End, Ended};
 use crate::orchestrator::conditions::Conditions;
 use crate::orchestrator::ending;
-use crate::protocol::{FactValue, Message, PROTOCOL_VERSION, TaskResult};
+use crate::protocol::{FactValue, Message, OperatorTime, PROTOCOL_VERSION, TaskResult};
 use crate::results::{JobEnd, Raw, SampleRun, validate, validate_tasks};
 use crate::units;
 
@@ -29,6 +29,7 @@ pub struct Collector {
     facts: BTreeMap<String, FactValue>,
     raw: Raw,
     tasks: Vec<TaskResult>,
+    operators: Vec<OperatorTime>,
     warnings: Vec<String>,
     phase: Option<String>,
     noise: usize,
@@ -102,7 +103,8 @@ impl Collector {
         self.remark(ended);
         self.warnings.extend(self.missing_reference.take());
         let measured = status == Status::Measured;
-        let (raw, tasks) = if measured { (self.raw, self.tasks) } else { Default::default() };
+        let (raw, tasks, operators) =
+            if measured { (self.raw, self.tasks, self.operators) } else { Default::default() };
         let end = JobEnd {
             status,
             reason,
@@ -112,6 +114,7 @@ impl Collector {
             started: String::new(),
             seconds: ended.seconds,
             tasks,
+            operators,
         };
         (end, raw)
     }
@@ -168,6 +171,7 @@ impl Collector {
                 ),
             },
             Message::Task { result } => self.tasks.push(*result),
+            Message::Operator { time } => self.operators.push(*time),
             Message::Items { items } => self.raw.items.push(items),
             Message::Warning { text } => self.warnings.push(text),
             Message::Done => self.verdict = Some(Verdict::Done),

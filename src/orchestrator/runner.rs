@@ -21,7 +21,7 @@ use crate::results::folder::{self, RunFolder, write_error};
 use crate::results::journal::{Event, JOURNAL_VERSION, Journal};
 use crate::results::record::{self, Record};
 use crate::results::samples::SamplesFile;
-use crate::results::{JobEnd, JobKey, Outcome, Raw, Refusal, SampleRun, summary, tasks, time};
+use crate::results::{JobEnd, JobKey, Outcome, Raw, Refusal, SampleRun, operators, summary, tasks, time};
 
 /// How a matrix is run.
 pub struct Options<'a> {
@@ -353,6 +353,9 @@ impl<'a> Runner<'a> {
         let mark = self.options.byte_order_mark;
         if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Accuracy)) {
             self.folder.replace(folder::TASKS, &tasks::render(&self.run_id, ended(), mark)?)?;
+        }
+        if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Operators)) {
+            self.folder.replace(folder::OPERATORS, &operators::render(&self.run_id, ended(), mark)?)?;
         }
         let rows = ended().map(|outcome| Row { run_id: &self.run_id, outcome });
         self.folder.replace(folder::SUMMARY, &summary::render(rows, mark)?)

@@ -4,9 +4,11 @@
 //! [`Message`] a line (JSON Lines) to its standard output; everything that libraries print goes to standard error.
 //! The last message is [`Message::Done`] or [`Message::Failed`]; a worker that ends without either has crashed.
 
+mod operators;
 mod reporter;
 mod task;
 
+pub use operators::OperatorTime;
 pub use reporter::Reporter;
 pub use task::{ItemResults, TaskResult};
 
@@ -104,6 +106,11 @@ pub enum Message {
     Items {
         /// The values.
         items: ItemResults,
+    },
+    /// A node's time in a profile.
+    Operator {
+        /// The row.
+        time: Box<OperatorTime>,
     },
     /// Something that the row's reader should know.
     Warning {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use super::{FactValue, ItemResults, Message, TaskResult};
+use super::{FactValue, ItemResults, Message, OperatorTime, TaskResult};
 use crate::error::{Context, Result};
 
 /// Where messages go.
@@ -57,6 +57,11 @@ impl Reporter {
     /// Figures of a task's items.
     pub fn items(&self, items: ItemResults) -> Result<()> {
         self.send(&Message::Items { items })
+    }
+
+    /// A node's time in a profile.
+    pub fn operator(&self, time: OperatorTime) -> Result<()> {
+        self.send(&Message::Operator { time: Box::new(time) })
     }
 
     /// Something that the row's reader should know.

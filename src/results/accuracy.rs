@@ -70,15 +70,13 @@ pub(super) fn rows(arms: &[&Outcome]) -> Vec<(String, Vec<String>)> {
     if arms.iter().filter(uncompared).any(|arm| !is_reference(arm)) || !arms.iter().any(|arm| ratio(&arm)) {
         rows.push(row("perplexity of the text", &|arm| Some(significant(number(arm, "perplexity")?, 3))));
     }
+    let outputs = |arm: &Outcome, fact| number(arm, fact).filter(|_| compared(arm) && arm.cell.graph.is_some());
     rows.push(row("largest difference of outputs", &|arm| {
-        compared(arm)
-            .then(|| number(arm, "output_max_absolute_difference"))
-            .flatten()
-            .map(|value| format!("{value:.1e}"))
+        outputs(arm, "output_max_absolute_difference").map(|value| format!("{value:.1e}"))
     }));
     rows.push(row("  beyond the tolerance", &|arm| {
-        let (beyond, elements) = (number(arm, "output_mismatches")?, number(arm, "output_elements")?);
-        compared(arm).then(|| format!("{beyond} of {elements}"))
+        let (beyond, elements) = (outputs(arm, "output_mismatches")?, outputs(arm, "output_elements")?);
+        Some(format!("{beyond} of {elements}"))
     }));
     rows.push(row("answers flipped", &|arm| {
         let flips = Flips::of(arm)?;

@@ -21,6 +21,8 @@ pub const SUMMARY: &str = "summary.csv";
 pub const SAMPLES: &str = "samples.csv";
 /// The table with a row for each cell and task.
 pub const TASKS: &str = "tasks.csv";
+/// The table with a row for each node of each profiled cell.
+pub const OPERATORS: &str = "operators.csv";
 /// The machine and this program.
 pub const ENVIRONMENT: &str = "environment.json";
 /// The copy of the matrix file.

@@ -7,6 +7,7 @@ pub mod columns;
 pub mod compare;
 pub mod folder;
 pub mod journal;
+pub mod operators;
 mod outcome;
 pub mod record;
 pub mod samples;

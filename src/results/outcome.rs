@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::metrics::{self, Series};
-use crate::protocol::{FactValue, ItemResults, TaskResult};
+use crate::protocol::{FactValue, ItemResults, OperatorTime, TaskResult};
 use crate::results::{accuracy, columns};
 use crate::stats::Summary;
 
@@ -62,6 +62,9 @@ pub struct JobEnd {
     /// Results of tasks, of a job that was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
+    /// Times of nodes, of a job that profiled them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operators: Vec<OperatorTime>,
 }
 
 impl JobEnd {
@@ -76,6 +79,7 @@ impl JobEnd {
             started: String::new(),
             seconds: 0.0,
             tasks: Vec::new(),
+            operators: Vec::new(),
         }
     }
 }
@@ -123,6 +127,8 @@ pub struct Outcome {
     pub summaries: BTreeMap<&'static str, Summary>,
     /// Results of tasks, in the order of the matrix file.
     pub tasks: Vec<TaskResult>,
+    /// Times of nodes, the longest first.
+    pub operators: Vec<OperatorTime>,
     /// When the first process started, ISO 8601; empty for a refused cell.
     pub started: String,
     /// Seconds of all processes.
@@ -230,6 +236,7 @@ impl Outcome {
             samples: BTreeMap::new(),
             summaries: BTreeMap::new(),
             tasks: Vec::new(),
+            operators: Vec::new(),
             started: String::new(),
             seconds: 0.0,
             ceilings: BTreeMap::new(),
@@ -248,6 +255,7 @@ impl Outcome {
             self.samples.entry(run.metric).or_default().extend(&run.values);
         }
         self.tasks.extend_from_slice(&job.end.tasks);
+        self.operators.extend_from_slice(&job.end.operators);
     }
 
     fn discard(&mut self) {
@@ -255,6 +263,7 @@ impl Outcome {
         self.facts.clear();
         self.samples.clear();
         self.tasks.clear();
+        self.operators.clear();
     }
 }
 

@@ -176,16 +176,17 @@ impl Bound {
         Ok(bound)
     }
 
-    /// After a first run: keeps what it made of the outputs chosen as their memory for all further runs; the others are
-    /// made anew each time.
+    /// After a first run: keeps what it made of the outputs chosen, by name and shape, as their memory for all further
+    /// runs; the others are made anew each time.
     ///
     /// # Errors
     /// What ONNX Runtime says.
-    pub fn keep_outputs(&mut self, keeps: impl Fn(&str) -> bool) -> Result<()> {
+    pub fn keep_outputs(&mut self, keeps: impl Fn(&str, &[u64]) -> bool) -> Result<()> {
         let values = self.binding.values()?;
         self.made.clear();
         for (output, value) in self.outputs.iter().zip(&values) {
-            if output.element != ElementType::String && keeps(&output.name) {
+            let shape: Vec<u64> = description(value)?.1.iter().map(|size| (*size).max(0) as u64).collect();
+            if output.element != ElementType::String && keeps(&output.name, &shape) {
                 self.binding.bind_output(&output.name, value)?;
             } else {
                 self.made.push(c_name(&output.name)?);

@@ -111,7 +111,7 @@ fn session(runtime: &Runtime, precision: Precision, threads: u32) -> ort::Result
     graph.add_node(node)?;
     let mut model = Model::new([Opset::new(ONNX_DOMAIN, 21)?, Opset::new("com.microsoft", 1)?])?;
     model.set_graph(graph)?;
-    let options = SessionOptions { threads, config: BTreeMap::new(), arena: true };
+    let options = SessionOptions { threads, config: BTreeMap::new(), arena: true, profile: None };
     let builder = super::session::builder(runtime, &options).map_err(|error| ort::Error::new(error.chain()))?;
     model.into_session(&builder)
 }

@@ -1,7 +1,7 @@
 //! A loaded graph.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
@@ -23,6 +23,8 @@ pub struct SessionOptions {
     /// Whether the CPU provider keeps freed memory in an arena of the session's own: faster, but with a session a layer
     /// each keeps its share.
     pub arena: bool,
+    /// How the name of the file begins to which ONNX Runtime writes its profile; `None` for no profile.
+    pub profile: Option<PathBuf>,
 }
 
 /// A graph that was loaded, optimized and partitioned among providers.
@@ -141,6 +143,15 @@ impl Session {
         &self.placement
     }
 
+    /// Ends the profile of a session that was made for one; returns its file.
+    ///
+    /// # Errors
+    /// What ONNX Runtime says.
+    pub fn end_profile(&mut self) -> Result<PathBuf> {
+        let path = self.inner.end_profiling();
+        path.map(PathBuf::from).map_err(|error| ort_error("cannot end the profile", error))
+    }
+
     /// Names of the graph's inputs.
     pub fn input_names(&self) -> impl Iterator<Item = &str> {
         self.inner.inputs().iter().map(|outlet| outlet.name())
@@ -203,6 +214,9 @@ pub(super) fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<Ses
         .map_err(|error| failed(error.into()))?;
     if runtime.shared.is_some_and(|shared| shared.threads != options.threads) {
         builder = builder.with_independent_thread_pool().map_err(|error| failed(error.into()))?;
+    }
+    if let Some(prefix) = &options.profile {
+        builder = builder.with_profiling(prefix).map_err(|error| failed(error.into()))?;
     }
     for (key, value) in &options.config {
         builder = builder.with_config_entry(key, value).map_err(|error| failed(error.into()))?;

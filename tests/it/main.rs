@@ -13,6 +13,7 @@ mod endings;
 mod expected;
 mod generation;
 mod gpu_check;
+mod graphs;
 mod guesses;
 mod harness;
 mod images;

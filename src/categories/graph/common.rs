@@ -1,11 +1,12 @@
 //! What every category of a graph does first and last.
 
+use std::path::Path;
 use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
 use crate::categories::Context;
-use crate::cell::GraphPlan;
+use crate::cell::{Cell, GraphPlan};
 use crate::digest;
 use crate::engine::{Graph, Inputs};
 use crate::error::{Context as _, Error, Result};
@@ -19,10 +20,16 @@ pub fn plan<'a>(context: &Context<'a>) -> Result<&'a GraphPlan> {
 
 /// Loads the graph and reports load time and placement; nothing is bound yet.
 pub fn load(context: &Context) -> Result<Graph> {
+    let plan = plan(context)?;
+    load_with(context, |file, cell| Graph::load(context.runtime, file, &cell.backend, cell.threads, plan))
+}
+
+/// The same in a way of one's own.
+pub fn load_with(context: &Context, load: impl FnOnce(&Path, &Cell) -> Result<Graph>) -> Result<Graph> {
     let (cell, report) = (context.cell, context.report);
     report.phase("load")?;
     let start = Instant::now();
-    let graph = Graph::load(context.runtime, &cell.model.package, &cell.backend, cell.threads, plan(context)?)?;
+    let graph = load(&cell.model.package, cell)?;
     report.samples("load_seconds", context.process, vec![start.elapsed().as_secs_f64()])?;
     let (placement, provider) = (graph.placement(), graph.provider());
     report.fact("provider_nodes", placement.on(provider))?;

@@ -3,6 +3,7 @@
 mod accuracy;
 mod common;
 mod memory;
+mod operators;
 mod power;
 mod speed;
 mod throughput;
@@ -19,5 +20,6 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Memory => &memory::Memory,
         Category::Accuracy => &accuracy::Accuracy,
         Category::Power => &power::Power,
+        Category::Operators => &operators::Operators,
     }
 }

@@ -4,7 +4,7 @@ use serde_yaml::{Location, Spanned};
 
 use super::super::check::{Checker, Model};
 use super::super::file::{AxesEntry, DimensionsEntry, Named};
-use super::MAX_DIMENSION;
+use super::{GraphModel, MAX_DIMENSION};
 use crate::cell::Dimensions;
 use crate::yaml::suggest;
 
@@ -54,7 +54,12 @@ impl Checker<'_> {
         models: &[Model],
     ) {
         let free: Vec<Vec<&str>> = models.iter().filter_map(|model| Some(model.graph.as_ref()?.free())).collect();
-        self.free = free.iter().flatten().map(|name| (*name).to_owned()).collect();
+        self.free = models
+            .iter()
+            .filter_map(|model| model.graph.as_ref())
+            .flat_map(GraphModel::names)
+            .map(str::to_owned)
+            .collect();
         self.free.sort_unstable();
         self.free.dedup();
         self.dimensions.place(Dimensions::default());

@@ -28,6 +28,8 @@ pub struct GraphModel {
     inputs: Vec<Input>,
     outputs: Vec<Output>,
     items: Option<Items>,
+    /// Names of free dimensions that the file itself has, those that the entry gives sizes among them.
+    declared: Vec<String>,
     /// Where the entry stands.
     at: Location,
 }
@@ -95,6 +97,7 @@ impl GraphModel {
             inputs: inputs?,
             outputs: outputs?,
             items: None,
+            declared: declared(&signature),
             at: entry.name.referenced,
         };
         model.items = entry.items.as_ref().and_then(|items| model.items(checker, items));
@@ -124,6 +127,11 @@ impl GraphModel {
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    /// Names that the axis `dimensions` may have for this graph.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.free().into_iter().chain(self.declared.iter().map(String::as_str))
     }
 
     /// Whether an output has an expected value, so that accuracy can be measured without a reference.
@@ -177,6 +185,15 @@ impl GraphModel {
         );
         Unfit { at: self.at, message }
     }
+}
+
+fn declared(signature: &Signature) -> Vec<String> {
+    let shape = |input: &GraphValue| match &input.kind {
+        ValueKind::Tensor(_, shape) => shape.clone().unwrap_or_default(),
+        ValueKind::Other(_) => Vec::new(),
+    };
+    let dims: Vec<Dim> = signature.inputs.iter().chain(&signature.optional).flat_map(shape).collect();
+    dims.iter().filter_map(name_of).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 fn name_of(dim: &Dim) -> Option<&str> {

@@ -88,7 +88,7 @@ fn a_cell_has_its_tasks_and_its_reference() {
     let (folder, matrix) = with_files(&format!("{HEAD}{SECTION}"));
     let matrix = matrix.unwrap();
     let cell = find(&matrix, "tiny-int4-fused-ov-t2-b4-");
-    assert_eq!(cell.categories, [Category::Speed, Category::Throughput, Category::Memory, Category::Accuracy]);
+    assert_eq!(cell.categories, Category::ALL[..4]);
     let plan = cell.accuracy.as_deref().unwrap();
     assert_eq!((plan.seed, plan.scoring, plan.run_code, plan.floor), (7, Scoring::Batched, false, Some(0.99)));
     let [recall, hellaswag] = &plan.tasks[..] else { panic!("{:?}", plan.tasks) };

@@ -1,13 +1,16 @@
 //! Runs any ONNX graph: inputs made and bound once, then one call a run.
 
 mod fill;
+mod profile;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::cell::{Backend, ElementType, GraphPlan};
 use crate::error::{Error, Result};
 use crate::runtime::{Bound, HostTensor, Output, Placement, Runtime, Session, SessionOptions};
 use crate::yaml::suggest;
+
+pub use profile::Profile;
 
 /// A loaded graph.
 #[derive(Debug)]
@@ -26,8 +29,35 @@ impl Graph {
     /// # Errors
     /// As [`Session::open`]; inputs or outputs that the session does not have, because the file was changed.
     pub fn load(runtime: &Runtime, file: &Path, backend: &Backend, threads: u32, plan: &GraphPlan) -> Result<Self> {
-        let options = SessionOptions { threads, config: [].into(), arena: true };
-        let session = Session::open(runtime, file, backend, &options)?;
+        let options = SessionOptions { threads, config: [].into(), arena: true, profile: None };
+        Self::load_with(runtime, file, backend, &options, plan)
+    }
+
+    /// The same, with ONNX Runtime's profile written to a file whose name begins so.
+    ///
+    /// # Errors
+    /// As [`Graph::load`].
+    pub fn load_profiled(
+        runtime: &Runtime,
+        file: &Path,
+        backend: &Backend,
+        threads: u32,
+        plan: &GraphPlan,
+        prefix: &Path,
+    ) -> Result<Self> {
+        let profile = Some(prefix.to_owned());
+        let options = SessionOptions { threads, config: [].into(), arena: true, profile };
+        Self::load_with(runtime, file, backend, &options, plan)
+    }
+
+    fn load_with(
+        runtime: &Runtime,
+        file: &Path,
+        backend: &Backend,
+        options: &SessionOptions,
+        plan: &GraphPlan,
+    ) -> Result<Self> {
+        let session = Session::open(runtime, file, backend, options)?;
         let inputs: Vec<_> = session.input_names().collect();
         let outputs: Vec<_> = session.output_names().collect();
         let named = plan.inputs.iter().map(|input| (&input.name, &inputs));
@@ -74,7 +104,11 @@ impl Graph {
     /// What ONNX Runtime says.
     pub fn first_run(&mut self, plan: &GraphPlan) -> Result<()> {
         self.run()?;
-        let fixed = |name: &str| plan.outputs.iter().any(|output| output.name == name && output.shape.is_some());
+        // A provider may make another shape than the graph says: ONNX Runtime warns of that in an output of its own, and
+        // refuses it in one that is bound.
+        let fixed = |name: &str, shape: &[u64]| {
+            plan.outputs.iter().any(|output| output.name == name && output.shape.as_deref() == Some(shape))
+        };
         self.bound_mut()?.keep_outputs(fixed)
     }
 
@@ -88,6 +122,14 @@ impl Graph {
             Some(bound) => bound.run(&mut self.session),
             None => Err(nothing_bound()),
         }
+    }
+
+    /// Ends the profile of a graph that was loaded for one; returns its file.
+    ///
+    /// # Errors
+    /// What ONNX Runtime says.
+    pub fn end_profile(&mut self) -> Result<PathBuf> {
+        self.session.end_profile()
     }
 
     /// Copies of what the last run made.

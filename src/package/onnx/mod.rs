@@ -1,5 +1,6 @@
 //! ONNX models, read and written: [`proto`] has the messages, this file what the runner asks of them.
 
+pub mod build;
 pub mod proto;
 pub mod raw;
 mod signature;

@@ -7,7 +7,8 @@ use serde_json::json;
 use super::{Column, Group, SCHEMA_VERSION, all, item_unit};
 use crate::cell::Category;
 use crate::metrics::ITEM_FIGURES;
-use crate::results::folder::{SUMMARY, TASKS};
+use crate::results::folder::{OPERATORS, SUMMARY, TASKS};
+use crate::results::operators::{self, OperatorColumn};
 use crate::results::tasks::{self, TaskColumn};
 
 /// As `docs/columns.md` has it.
@@ -45,6 +46,13 @@ pub fn markdown() -> String {
         let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {} |", description.replace('|', "\\|"));
     }
     text.push_str(
+        "\n## operators.csv\n\nA row for each node of each cell, in runs that profile operators.\n\n\
+         | column | unit | type | meaning |\n|---|---|---|---|\n",
+    );
+    for OperatorColumn { name, unit, kind, description, .. } in operators::COLUMNS {
+        let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {description} |");
+    }
+    text.push_str(
         "\n## Items in samples.csv\n\nWhat `metric` may be in a row that has a `task` and an `item`.\n\n\
          | metric | unit | meaning |\n|---|---|---|\n",
     );
@@ -74,12 +82,21 @@ pub fn json() -> serde_json::Value {
             "description": column.description,
         })
     };
+    let describe_operator = |column: &OperatorColumn| {
+        json!({
+            "name": column.name,
+            "unit": column.unit,
+            "type": column.kind.to_string(),
+            "description": column.description,
+        })
+    };
     let items = ITEM_FIGURES.iter().map(
         |figure| json!({ "name": figure.name, "unit": item_unit(figure.name), "description": figure.description }),
     );
     json!({
         "schema_version": SCHEMA_VERSION,
         "columns": all().iter().map(describe).collect::<Vec<_>>(),
+        "operator_columns": operators::COLUMNS.iter().map(describe_operator).collect::<Vec<_>>(),
         "task_columns": tasks::columns().iter().map(describe_task).collect::<Vec<_>>(),
         "item_metrics": items.collect::<Vec<_>>(),
     })
@@ -105,8 +122,15 @@ pub fn csv() -> Vec<Vec<String>> {
             .map(str::to_owned)
             .to_vec()
     };
+    let describe_operator = |column: &OperatorColumn| {
+        let kind = column.kind.to_string();
+        [column.name, column.unit, &kind, "", Category::Operators.name(), column.description, OPERATORS]
+            .map(str::to_owned)
+            .to_vec()
+    };
     let summary = all().iter().map(describe);
-    std::iter::once(header).chain(summary).chain(tasks::columns().iter().map(describe_task)).collect()
+    let others = tasks::columns().iter().map(describe_task).chain(operators::COLUMNS.iter().map(describe_operator));
+    std::iter::once(header).chain(summary).chain(others).collect()
 }
 
 fn category(column: &Column) -> &'static str {
