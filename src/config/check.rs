@@ -213,38 +213,9 @@ impl Checker<'_> {
         Checked { dimensions: std::mem::take(&mut self.dimensions), ..checked }
     }
 
-    /// Whether an axis says nothing to any model of the file.
-    fn is_silent(&self, axis: Axis) -> bool {
-        !self.kinds.is_empty() && self.kinds.iter().all(|kind| !axis.applies_to(*kind))
-    }
-
-    fn tell_silent_axes(&mut self, matrix: &Axes) {
-        for axis in Axis::ALL {
-            let Some(at) = matrix.place(axis).filter(|_| self.is_silent(axis)) else { continue };
-            let (others, kind) = match self.kinds.first() {
-                Some(ModelKind::Graph) => ("graphs", "packages of language models"),
-                _ => ("packages", "models of `kind: graph`"),
-            };
-            let message =
-                format!("`{}` is for {kind}, and all models of the file are {others}: leave it out", axis.name());
-            self.problem(at, message);
-        }
-    }
-
     fn model(&mut self, entry: &ModelEntry) -> Model {
         self.name(&entry.name, "a model's name");
-        let kind = match (&entry.kind, &entry.path) {
-            (None, Some(path)) if entry.package.is_none() => {
-                self.problem(path.referenced, "`path` is for a model of `kind: graph`: say so, or name a `package`");
-                ModelKind::Graph
-            }
-            (None, _) => ModelKind::Package,
-            // Of an unknown word, what else is written tells what was meant, so that one mistake is one.
-            (Some(word), path) => self.word(word, ModelKind::NAMES).unwrap_or(match path {
-                Some(_) => ModelKind::Graph,
-                None => ModelKind::Package,
-            }),
-        };
+        let kind = self.kind(entry);
         if kind == ModelKind::Graph {
             graph::graph_only(self, entry);
             return Model {

@@ -194,7 +194,7 @@ fn refused(runtime: &Runtime, file: &Path, provider: &str, error: ort::Error) ->
         name.display(),
     ))
     .because(std::io::Error::other(refusal.cause))
-    .hint("run the graph of the `plain` flavour there, or a newer ONNX Runtime")
+    .hint("run a newer ONNX Runtime there, or of a package the graph of the `plain` flavour")
 }
 
 /// Options that every session has.

@@ -5,6 +5,7 @@
 
 mod dimensions;
 mod inputs;
+mod kinds;
 mod outputs;
 
 use std::path::{Path, PathBuf};
