@@ -46,6 +46,7 @@ for shape in "$@"; do
         for cell in '*t2-resident-b*' '*t2-mapped-b*' '*cpu-t2-b*'; do
             run "$here/dense.yaml" "$cell"
         done
+        run "$here/pipeline.yaml"
         rm -r $shapes/qwen3-4b/int4-fused-mapped "$out/qwen3-4b.gguf"
         ;;
     *)
@@ -58,6 +59,9 @@ for shape in "$@"; do
         for limit in 4GiB 2GiB 8GiB; do
             run "$out/$shape.yaml" "*$limit*"
             peer $shape $limit 9 1
+        done
+        for cell in '*t2-resident-b*' '*t2-mapped-b*'; do
+            run "$out/$shape.yaml" "$cell"
         done
         rm -r $shapes/$shape "$out/$shape.gguf"
         ;;
