@@ -1,20 +1,21 @@
 //! From the file as written to what it means: every value typed, every name resolved, all mistakes together.
 
+mod measurement;
+mod values;
+
 use std::path::{Path, PathBuf};
 
 use serde_yaml::{Location, Spanned};
 
 use super::accuracy::{self, Accuracy};
-use super::axes::{Axes, Axis, NOTHING, Values};
-use super::file::{
-    AxesEntry, AxisEntry, BackendEntry, File, MeasurementEntry, ModelEntry, PromptEntry, ProviderEntry, RuntimeEntry,
-};
+use super::axes::{Axes, Axis, NOTHING};
+use super::file::{BackendEntry, File, MeasurementEntry, ModelEntry, ProviderEntry, RuntimeEntry};
 use super::graph::{self, GraphModel};
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{
-    Backend, Category, Flavour, ImageSize, MeasurementPlan, ModelKind, Plugin, PowerPlan, Precision, PromptSource,
-    ProviderKind, RuntimeRef,
+    Backend, Category, Flavour, MeasurementPlan, ModelKind, Plugin, PowerPlan, Precision, PromptSource, ProviderKind,
+    RuntimeRef,
 };
 use crate::yaml::suggest;
 
@@ -288,108 +289,6 @@ impl Checker<'_> {
         }
     }
 
-    pub(super) fn rule(&mut self, entry: &AxesEntry, at: Location, name: &str) -> Axes {
-        let axes = self.axes(entry, name);
-        if axes.names_nothing() {
-            self.problem(at, format!("a rule of `{name}` names no axis"));
-        }
-        axes
-    }
-
-    pub(super) fn axes(&mut self, entry: &AxesEntry, owner: &str) -> Axes {
-        if let (Some(reason), true) = (&entry.reason, owner != "exclude") {
-            self.problem(reason.referenced, "only a rule of `exclude` has a `reason`");
-        }
-        let mut axes = Axes::default();
-        if let Some(written) = &entry.dimensions {
-            let chooses = !["matrix", "include"].contains(&owner);
-            axes.set(Axis::Dimensions, self.dimensions(written, chooses));
-            axes.stands_at(Axis::Dimensions, written.referenced);
-        }
-        for axis in Axis::ALL {
-            let Some(written) = entry.on(axis) else { continue };
-            let values = match axis.values() {
-                Values::Models => self.choices(written, axis.name(), &self.models.clone()),
-                Values::Backends => self.choices(written, axis.name(), &self.backends.clone()),
-                Values::Words(words) => self.choices(written, axis.name(), words),
-                Values::Counts(max) => self.counts(written, axis.name(), max),
-                Values::CountsOr(word, max) => self.counts_or(written, axis.name(), word, max),
-                Values::Images => self.images(written, axis.name()),
-                Values::Budgets | Values::Limits => self.amounts(written, axis),
-                Values::Dimensions => continue,
-            };
-            axes.set(axis, values);
-            axes.stands_at(axis, written.referenced);
-        }
-        axes
-    }
-
-    /// An axis of words: their indices among the known ones.
-    fn choices(&mut self, axis: &Spanned<AxisEntry>, name: &str, known: &[impl AsRef<str>]) -> Vec<u32> {
-        let words: Vec<_> = known.iter().map(AsRef::as_ref).collect();
-        self.distinct(axis, name, |text| match words.iter().position(|word| *word == text) {
-            Some(index) => Ok(index as u32),
-            None => Err(format!("unknown {name} `{text}`{}", suggest(text, &words))),
-        })
-    }
-
-    /// An axis of counts from 1 up.
-    fn counts(&mut self, axis: &Spanned<AxisEntry>, name: &str, max: u32) -> Vec<u32> {
-        self.distinct(axis, name, |text| match text.parse() {
-            Ok(count) if (1..=max).contains(&count) => Ok(count),
-            _ => Err(format!("`{name}` is `{text}`, not a whole number from 1 to {max}")),
-        })
-    }
-
-    /// An axis of image sizes, packed.
-    fn images(&mut self, axis: &Spanned<AxisEntry>, name: &str) -> Vec<u32> {
-        self.distinct(axis, name, |text| match text {
-            "none" => Ok(ImageSize::pack(None)),
-            size => size.parse().map(|size| ImageSize::pack(Some(size))),
-        })
-    }
-
-    fn categories(&mut self, axis: &Spanned<AxisEntry>) -> Vec<Category> {
-        if !self.has_accuracy && !self.expects {
-            self.needs_accuracy(axis);
-        }
-        let indices = self.choices(axis, "categories", Category::NAMES);
-        indices.into_iter().map(|index| Category::ALL[index as usize]).collect()
-    }
-
-    /// An axis whose values are read one by one; one that stands there twice is a mistake.
-    pub(super) fn distinct(
-        &mut self,
-        axis: &Spanned<AxisEntry>,
-        name: &str,
-        read: impl Fn(&str) -> Result<u32, String>,
-    ) -> Vec<u32> {
-        let mut values = Vec::new();
-        for (text, at) in self.values(axis, name) {
-            match read(&text) {
-                Ok(value) if values.contains(&value) => {
-                    self.problem(at, format!("`{text}` stands twice on the axis `{name}`"));
-                }
-                Ok(value) => values.push(value),
-                Err(problem) => self.problem(at, problem),
-            }
-        }
-        values
-    }
-
-    /// The values of an axis and their places; an empty list is a mistake.
-    fn values(&mut self, axis: &Spanned<AxisEntry>, name: &str) -> Vec<(String, Location)> {
-        match &axis.value {
-            AxisEntry::One(value) => vec![(value.clone(), axis.referenced)],
-            AxisEntry::Many(values) => {
-                if values.is_empty() {
-                    self.problem(axis.referenced, format!("the axis `{name}` is empty"));
-                }
-                values.iter().map(|value| (value.value.clone(), value.referenced)).collect()
-            }
-        }
-    }
-
     pub(super) fn word<T: std::str::FromStr>(&mut self, word: &Spanned<String>, known: &[&str]) -> Option<T> {
         let parsed = word.value.parse().ok();
         if parsed.is_none() {
@@ -421,71 +320,6 @@ impl Checker<'_> {
             }
             seen.push(&name.value);
         }
-    }
-
-    fn prompt(&mut self, entry: Option<&PromptEntry>) -> PromptSource {
-        match entry.map(|entry| (&entry.random_tokens, &entry.text_file)) {
-            None | Some((None, None)) => PromptSource::RandomTokens { seed: 0 },
-            Some((Some(random), None)) => PromptSource::RandomTokens { seed: random.value.seed },
-            Some((None, Some(file))) => {
-                let path = self.path(&file.value);
-                if !path.is_file() {
-                    self.problem(file.referenced, format!("the prompt's file `{}` does not exist", path.display()));
-                }
-                PromptSource::TextFile { path }
-            }
-            Some((Some(_), Some(file))) => {
-                self.problem(file.referenced, "`prompt` is either `random_tokens` or `text_file`, not both");
-                PromptSource::RandomTokens { seed: 0 }
-            }
-        }
-    }
-
-    fn measurement(&mut self, entry: &MeasurementEntry) -> MeasurementPlan {
-        let profile = entry.profile.as_ref().map_or("full", |profile| profile.value.as_str());
-        let quick = profile == "quick";
-        if let Some(word) = entry.profile.as_ref().filter(|word| !["full", "quick"].contains(&word.value.as_str())) {
-            let message = format!("unknown profile `{}`{}", word.value, suggest(&word.value, &["full", "quick"]));
-            self.problem(word.referenced, message);
-        }
-        let (repetitions, min_seconds, processes) = if quick { (3, 0.2, 1) } else { (5, 1.0, 3) };
-        MeasurementPlan {
-            warmup: self.count(&entry.warmup, "warmup", 0, MAX_REPETITIONS).unwrap_or(1),
-            repetitions: self.count(&entry.repetitions, "repetitions", 1, MAX_REPETITIONS).unwrap_or(repetitions),
-            min_seconds: self.seconds(&entry.min_seconds, "min_seconds", 0.0).unwrap_or(min_seconds),
-            processes: self.count(&entry.processes, "processes", 1, 1000).unwrap_or(processes),
-            timeout_seconds: self.seconds(&entry.timeout_seconds, "timeout_seconds", 1.0).unwrap_or(300.0),
-            quick,
-        }
-    }
-
-    fn set(&mut self, entry: &super::file::SetEntry) -> Set {
-        Set {
-            warmup: self.count(&entry.warmup, "warmup", 0, MAX_REPETITIONS),
-            repetitions: self.count(&entry.repetitions, "repetitions", 1, MAX_REPETITIONS),
-            min_seconds: self.seconds(&entry.min_seconds, "min_seconds", 0.0),
-            processes: self.count(&entry.processes, "processes", 1, 1000),
-            timeout_seconds: self.seconds(&entry.timeout_seconds, "timeout_seconds", 1.0),
-            categories: entry.categories.as_ref().map(|axis| self.categories(axis)),
-            strict_placement: entry.strict_placement,
-        }
-    }
-
-    pub(super) fn count(&mut self, value: &Option<Spanned<u32>>, name: &str, min: u32, max: u32) -> Option<u32> {
-        let value = value.as_ref()?;
-        if !(min..=max).contains(&value.value) {
-            self.problem(value.referenced, format!("`{name}` is {}, not from {min} to {max}", value.value));
-        }
-        Some(value.value)
-    }
-
-    fn seconds(&mut self, value: &Option<Spanned<f64>>, name: &str, min: f64) -> Option<f64> {
-        let value = value.as_ref()?;
-        if !(min..=MAX_SECONDS).contains(&value.value) {
-            let message = format!("`{name}` is {}, not from {min} to {MAX_SECONDS} seconds", value.value);
-            self.problem(value.referenced, message);
-        }
-        Some(value.value)
     }
 
     pub(super) fn path(&self, text: &str) -> PathBuf {
