@@ -1,10 +1,17 @@
 //! What a GPU did while a cell was measured.
 
 use crate::categories::Context;
+use crate::cell::Backend;
 use crate::error::Result;
 use crate::probe::gpu::{self, Observed, Watch};
 use crate::protocol::Reporter;
 use crate::runtime::providers::{self, Computes};
+
+/// The number that CUDA has for the backend's GPU; `None` where it computes elsewhere.
+pub fn number(backend: &Backend) -> Option<u32> {
+    let on_gpu = providers::of(backend.provider).computes() == Computes::Cuda;
+    on_gpu.then(|| backend.options.get("device_id").and_then(|text| text.parse().ok()).unwrap_or(0))
+}
 
 /// A GPU that is watched, where the cell runs on one.
 pub struct Watching(Option<Watch>);
@@ -15,11 +22,7 @@ impl Watching {
     /// # Errors
     /// A process that may not have another thread.
     pub fn start(context: &Context) -> Result<Self> {
-        let backend = &context.cell.backend;
-        if providers::of(backend.provider).computes() != Computes::Cuda {
-            return Ok(Self(None));
-        }
-        let number = backend.options.get("device_id").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let Some(number) = number(&context.cell.backend) else { return Ok(Self(None)) };
         match gpu::find(number) {
             Ok(gpu) => Ok(Self(Some(Watch::start(gpu)?))),
             Err(error) => {

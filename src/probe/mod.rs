@@ -10,6 +10,7 @@ pub(crate) mod fixture;
 pub mod gpu;
 pub mod limits;
 pub mod memory;
+mod nvml;
 pub mod power;
 pub mod sampler;
 pub mod system;

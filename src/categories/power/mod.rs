@@ -6,8 +6,8 @@ mod work;
 
 use crate::categories::common::{self, Loaded};
 use crate::categories::feeding::Turn;
-use crate::categories::{Context, Measure};
-use crate::cell::{Cell, PowerPlan, ProviderKind};
+use crate::categories::{Context, Measure, gpu};
+use crate::cell::{Cell, PowerPlan};
 use crate::error::{Error, Result};
 use crate::probe::power::registry::{self, Choice};
 use crate::probe::power::{Monitor, Place};
@@ -96,11 +96,7 @@ pub fn measure_blocks(
 
 /// Where the cell's meters are.
 fn place(cell: &Cell, plan: &PowerPlan) -> Place {
-    let gpu = matches!(cell.backend.provider, ProviderKind::Cuda | ProviderKind::TensorRt).then(|| {
-        let device = cell.backend.options.get("device_id");
-        device.and_then(|device| device.parse().ok()).unwrap_or(0)
-    });
-    Place { rails: plan.rails.clone(), gpu, ..Place::here() }
+    Place { rails: plan.rails.clone(), gpu: gpu::number(&cell.backend), ..Place::here() }
 }
 
 /// The first choice whose counters move, and what is to be said of it and of those before.

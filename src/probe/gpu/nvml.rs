@@ -1,15 +1,13 @@
 //! NVML, whose library comes with NVIDIA's driver and is looked for when a GPU is to be watched.
 
-use std::ffi::OsStr;
-
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::enums::device::UsedGpuMemory;
-use nvml_wrapper::error::NvmlError;
 
 use super::{Gpu, Machine, Reading};
 use crate::error::{Context, Error, Result};
+use crate::probe::nvml::{index_of_cuda, load};
 
 struct Watched {
     nvml: Nvml,
@@ -54,21 +52,12 @@ pub fn find(number: u32) -> Result<Box<dyn Gpu>> {
             .because(std::io::Error::other(error.to_string()))
             .hint("NVIDIA's driver brings libnvidia-ml.so.1")
     })?;
-    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let missing = || format!("there is no GPU {number}");
     let index = match used_by_us(&nvml) {
         Some(index) => index,
-        None => match visible_device(visible.as_deref(), number) {
-            Visible::Index(index) => index,
-            Visible::Uuid(uuid) => nvml
-                .device_by_uuid(uuid)
-                .and_then(|device| device.index())
-                .with_context(|| format!("there is no GPU `{uuid}`"))?,
-        },
+        None => index_of_cuda(&nvml, number).with_context(missing)?,
     };
-    let name = nvml
-        .device_by_index(index)
-        .and_then(|device| device.name())
-        .with_context(|| format!("there is no GPU {index}"))?;
+    let name = nvml.device_by_index(index).and_then(|device| device.name()).with_context(missing)?;
     Ok(Box::new(Watched { nvml, index, name }))
 }
 
@@ -81,32 +70,12 @@ pub(super) fn machine() -> Option<Machine> {
     Some(Machine::of(&names, nvml.sys_driver_version().ok(), memory))
 }
 
-/// The driver's library has this name; the one without a version comes with development packages only.
-fn load() -> Result<Nvml, NvmlError> {
-    Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init()
-}
-
 fn used_by_us(nvml: &Nvml) -> Option<u32> {
     let count = nvml.device_count().ok()?;
     (0..count).find(|&index| {
         let processes = nvml.device_by_index(index).and_then(|device| device.running_compute_processes());
         processes.is_ok_and(|processes| processes.iter().any(|process| process.pid == std::process::id()))
     })
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Visible<'a> {
-    Index(u32),
-    Uuid(&'a str),
-}
-
-/// CUDA counts the GPUs that its variable lists, by numbers or identifiers; NVML counts all of them.
-fn visible_device(variable: Option<&str>, number: u32) -> Visible<'_> {
-    let listed = variable.and_then(|list| list.split(',').map(str::trim).nth(number as usize));
-    match listed.filter(|entry| !entry.is_empty()) {
-        None => Visible::Index(number),
-        Some(entry) => entry.parse().map_or(Visible::Uuid(entry), Visible::Index),
-    }
 }
 
 /// Why clocks are lower than they could be, in words.
@@ -147,13 +116,5 @@ mod tests {
         let all = ThrottleReasons::GPU_IDLE | ThrottleReasons::SW_POWER_CAP | ThrottleReasons::HW_THERMAL_SLOWDOWN;
         assert_eq!(reasons(all), ["power cap", "hardware, thermal"]);
         assert!(reasons(ThrottleReasons::GPU_IDLE).is_empty());
-    }
-
-    #[test]
-    fn cudas_numbers_are_those_of_the_visible_gpus() {
-        assert_eq!(visible_device(None, 1), Visible::Index(1));
-        assert_eq!(visible_device(Some("3, 2"), 1), Visible::Index(2));
-        assert_eq!(visible_device(Some("GPU-1a,GPU-2b"), 0), Visible::Uuid("GPU-1a"));
-        assert_eq!(visible_device(Some(""), 0), Visible::Index(0));
     }
 }
