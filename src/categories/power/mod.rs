@@ -15,7 +15,7 @@ use crate::units;
 
 use blocks::{Block, Work as _};
 use report::{Phase, Report};
-use work::{Decode, Prefill};
+use work::{Decode, Parts, Prefill};
 
 /// The category.
 pub struct Power;
@@ -31,7 +31,8 @@ impl Measure for Power {
         let fresh = work::needs_fresh_prompts(cell);
         let mut turns = 0..;
         for _ in 0..cell.measurement.warmup.max(1) {
-            let mut decode = Decode::new(context, &mut model, &mut decoder, &mut feeding, &mut turns, fresh);
+            let (model, decoder, feeding, turns) = (&mut model, &mut decoder, &mut feeding, &mut turns);
+            let mut decode = Decode::new(Parts { context, model, decoder, feeding, turns, fresh });
             decode.prepare()?;
             decode.run()?;
         }
@@ -40,12 +41,11 @@ impl Measure for Power {
         let with_decode = cell.workload.generate_tokens > 1;
         let phases: &[Phase] = if with_decode { &[Phase::PREFILL, Phase::DECODE] } else { &[Phase::PREFILL] };
         measure_blocks(context, &plan, choices, phases, &mut |phase, monitor| {
-            if phase == Phase::PREFILL {
-                let mut prefill = Prefill::new(context, &mut model, &mut decoder, &mut feeding, &mut turns, fresh);
-                blocks::measure(monitor, &plan, &mut prefill)
-            } else {
-                let mut decode = Decode::new(context, &mut model, &mut decoder, &mut feeding, &mut turns, fresh);
-                blocks::measure(monitor, &plan, &mut decode)
+            let (model, decoder, feeding, turns) = (&mut model, &mut decoder, &mut feeding, &mut turns);
+            let parts = Parts { context, model, decoder, feeding, turns, fresh };
+            match phase {
+                Phase::PREFILL => blocks::measure(monitor, &plan, &mut Prefill::new(parts)),
+                _ => blocks::measure(monitor, &plan, &mut Decode::new(parts)),
             }
         })
     }

@@ -17,13 +17,15 @@ pub fn needs_fresh_prompts(cell: &Cell) -> bool {
 }
 
 /// What both kinds of work need.
-struct Parts<'a> {
-    context: &'a Context<'a>,
-    model: &'a mut Model,
-    decoder: &'a mut Decoder,
-    feeding: &'a mut Feeding,
-    turns: &'a mut RangeFrom<u32>,
-    fresh: bool,
+pub struct Parts<'a> {
+    pub context: &'a Context<'a>,
+    pub model: &'a mut Model,
+    pub decoder: &'a mut Decoder,
+    pub feeding: &'a mut Feeding,
+    /// Numbers of the prompts to come.
+    pub turns: &'a mut RangeFrom<u32>,
+    /// As [`needs_fresh_prompts`] says.
+    pub fresh: bool,
 }
 
 impl Parts<'_> {
@@ -49,15 +51,7 @@ pub struct Prefill<'a> {
 }
 
 impl<'a> Prefill<'a> {
-    pub fn new(
-        context: &'a Context<'a>,
-        model: &'a mut Model,
-        decoder: &'a mut Decoder,
-        feeding: &'a mut Feeding,
-        turns: &'a mut RangeFrom<u32>,
-        fresh: bool,
-    ) -> Self {
-        let parts = Parts { context, model, decoder, feeding, turns, fresh };
+    pub fn new(parts: Parts<'a>) -> Self {
         Self { parts, prompts: Vec::new(), features: Features::default() }
     }
 }
@@ -89,15 +83,7 @@ pub struct Decode<'a> {
 }
 
 impl<'a> Decode<'a> {
-    pub fn new(
-        context: &'a Context<'a>,
-        model: &'a mut Model,
-        decoder: &'a mut Decoder,
-        feeding: &'a mut Feeding,
-        turns: &'a mut RangeFrom<u32>,
-        fresh: bool,
-    ) -> Self {
-        let parts = Parts { context, model, decoder, feeding, turns, fresh };
+    pub fn new(parts: Parts<'a>) -> Self {
         Self { parts, checkpoint: None, first: Vec::new(), tokens: Tokens::Chosen }
     }
 }
