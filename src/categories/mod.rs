@@ -9,6 +9,7 @@ mod gpu;
 mod graph;
 mod memory;
 mod power;
+mod resident;
 mod speed;
 mod streaming;
 mod throughput;
