@@ -114,6 +114,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_above_idle_may_be_below_it() {
+        for series in SERIES.iter().filter(|series| series.name.contains("_above_idle_")) {
+            assert!(MAY_BE_NEGATIVE.contains(&series.name), "{}", series.name);
+        }
+    }
+
+    #[test]
     fn exceptions_name_series_that_exist() {
         for name in series::exceptions().chain(MAY_BE_ZERO).chain(MAY_BE_NEGATIVE) {
             assert!(find_series(name).is_some(), "{name}");

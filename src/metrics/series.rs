@@ -379,21 +379,22 @@ pub(super) fn exceptions() -> impl Iterator<Item = &'static &'static str> {
     NEED_DECODE.iter().chain(NEED_IMAGE).chain(ONLY_OF_GRAPHS).chain(OF_GRAPHS_TOO)
 }
 
-/// Series in which zero can be true. In all others a zero shows that nothing was measured.
+/// Series in which zero can be true, beside those of [`MAY_BE_NEGATIVE`]. In all others a zero shows that nothing was
+/// measured.
 pub const MAY_BE_ZERO: &[&str] = &[
     "major_faults",
     "minor_faults",
     "disk_read_bytes",
     // The allocator may place a small cache in pages that are resident already.
     "cache_measured_bytes",
+];
+
+/// Series in which a negative value can be true: differences of two measurements.
+pub const MAY_BE_NEGATIVE: &[&str] = &[
     "prefill_energy_above_idle_joules_per_token",
     "decode_energy_above_idle_joules_per_token",
     "graph_energy_above_idle_joules_per_run",
 ];
-
-/// Series in which a negative value can be true: differences of two measurements.
-pub const MAY_BE_NEGATIVE: &[&str] =
-    &["prefill_energy_above_idle_joules_per_token", "decode_energy_above_idle_joules_per_token"];
 
 const fn series(
     name: &'static str,

@@ -60,8 +60,8 @@ pub fn check_fact(name: &str, value: &FactValue) -> Result<(), String> {
 
 fn check_values(run: &SampleRun) -> Result<(), String> {
     let name = run.metric;
-    let zero_allowed = metrics::MAY_BE_ZERO.contains(&name);
     let negative_allowed = metrics::MAY_BE_NEGATIVE.contains(&name);
+    let zero_allowed = negative_allowed || metrics::MAY_BE_ZERO.contains(&name);
     for &value in &run.values {
         if !value.is_finite() {
             return Err(format!("`{name}` has a value that is not finite, in repetition {}", run.repetition));

@@ -233,8 +233,9 @@ fn unit_of(name: &str) -> &'static str {
     if name.starts_with("kl_divergence_") {
         return NATS;
     }
-    const ENDINGS: [(&str, &str); 13] = [
+    const ENDINGS: [(&str, &str); 14] = [
         ("_joules_per_token", "J/token"),
+        ("_joules_per_run", "J/run"),
         ("_watts", "W"),
         ("_seconds_per_token", "s/token"),
         ("_bytes_per_token", "bytes/token"),

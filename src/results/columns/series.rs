@@ -118,7 +118,7 @@ fn name(series: &str, statistic: Statistic) -> String {
     if statistic.is_count() {
         return format!("{series}_{}", statistic.name());
     }
-    const UNITS: [&str; 8] = [
+    const UNITS: [&str; 10] = [
         "_tokens_per_second",
         "_per_second",
         "_joule_seconds",
@@ -126,6 +126,8 @@ fn name(series: &str, statistic: Statistic) -> String {
         "_bytes",
         "_joules_per_token",
         "_tokens_per_joule",
+        "_joules_per_run",
+        "_runs_per_joule",
         "_watts",
     ];
     let (stem, unit) =

@@ -16,6 +16,10 @@ fn names_are_unique_snake_case_and_end_with_their_unit() {
             "bytes" => "_bytes",
             "tokens/s" => "_tokens_per_second",
             "requests/s" => "_per_second",
+            "J/token" => "_joules_per_token",
+            "tokens/J" => "_tokens_per_joule",
+            "J/run" => "_joules_per_run",
+            "runs/J" => "_runs_per_joule",
             "ratio" => "_ratio",
             _ => continue,
         };
