@@ -10,6 +10,8 @@ pub mod categories;
 pub mod config;
 pub mod results;
 
+pub mod optimizations;
+
 pub mod engine;
 pub mod probe;
 pub mod tasks;

@@ -55,11 +55,13 @@ pub(crate) use named_enum;
 mod accuracy;
 mod graph;
 mod memory;
+mod optimization;
 mod power;
 
 pub use accuracy::{AccuracyPlan, FidelityPlan, Scoring, TaskRef, TaskSource};
 pub use graph::{Dimensions, ElementType, Fill, GraphPlan, InputPlan, ModelKind, OutputPlan};
 pub use memory::{MemoryAmount, MemoryPlan};
+pub use optimization::{ImpactMetric, OptimizationPlan, Switched, Technique};
 pub use power::{PowerPlan, PowerSource};
 
 named_enum! {
@@ -381,6 +383,9 @@ pub struct Cell {
     /// What the category `power` does; `None` where it is not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<Box<PowerPlan>>,
+    /// Which optimizations it switches on; `None` where the matrix file says nothing of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizations: Option<Box<OptimizationPlan>>,
     /// Of a cell that runs any ONNX graph, everything about it. Precision, flavour and workload, which are a language
     /// model's, say nothing then.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -191,6 +191,7 @@ impl Checked {
             offload_dir: self.offload_dir.clone().filter(|_| of_package(Axis::Offload) != 0),
             accuracy: None,
             power: None,
+            optimizations: None,
             graph: None,
         };
         // Later rules win.

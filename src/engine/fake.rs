@@ -277,6 +277,7 @@ pub fn cell(name: &str, backend: &str) -> Cell {
         offload_dir: None,
         accuracy: None,
         power: None,
+        optimizations: None,
         graph: None,
     }
 }

@@ -84,6 +84,48 @@ impl Plan {
         }
     }
 
+    /// Every knob with its value in words, for whoever compares plans.
+    pub fn knobs(&self) -> BTreeMap<String, String> {
+        // All fields: a new one that is left out here would escape the search for contradictions.
+        let Self {
+            threads,
+            session_config,
+            cache,
+            images,
+            padding,
+            residency,
+            budget,
+            micro_batch,
+            offload,
+            copies_weights,
+            copies_caches,
+            fixed_steps,
+            guess,
+            any_shape,
+            sequences,
+            tokens,
+        } = self;
+        let mut knobs: BTreeMap<String, String> =
+            session_config.iter().map(|(key, value)| (format!("session option {key}"), value.clone())).collect();
+        let mut knob = |name: &str, value: &dyn std::fmt::Debug| knobs.insert(name.to_owned(), format!("{value:?}"));
+        knob("threads", threads);
+        knob("cache mode", cache);
+        knob("vision tower", images);
+        knob("padding", padding);
+        knob("residency", residency);
+        knob("memory budget", budget);
+        knob("micro-batch", micro_batch);
+        knob("offload folder", offload);
+        knob("copies of weights", copies_weights);
+        knob("copies of caches", copies_caches);
+        knob("fixed steps", fixed_steps);
+        knob("guesses", guess);
+        knob("shapes", any_shape);
+        knob("sequences", sequences);
+        knob("tokens", tokens);
+        knobs
+    }
+
     /// Whether a pack's graph runs in parts, a layer at a time.
     pub fn cuts_the_graph(&self) -> bool {
         self.micro_batch.is_some() || self.offload.is_some()

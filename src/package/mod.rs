@@ -1,6 +1,7 @@
 //! What an exported model's folder promises (`docs/package.md`).
 
 mod chat;
+pub mod edition;
 mod genai;
 mod image;
 mod manifest;

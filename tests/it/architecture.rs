@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 /// Layer of each top-level module; a module may name only modules of lower layers, and itself.
 const LAYERS: &[(&str, u32)] = &[
-    ("cli", 10),
-    ("orchestrator", 9),
-    ("worker", 9),
-    ("categories", 8),
-    ("config", 8),
-    ("results", 8),
+    ("cli", 11),
+    ("orchestrator", 10),
+    ("worker", 10),
+    ("categories", 9),
+    ("config", 9),
+    ("results", 9),
+    ("optimizations", 8),
     ("engine", 7),
     ("probe", 7),
     ("tasks", 7),

@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::rewrite::{Rewritten, import_domain};
-use super::source::Source;
 use super::types::Types;
 use crate::error::{Error, Result};
+use crate::package::onnx::Source;
 use crate::package::onnx::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
 use crate::package::shards::Form;
 

@@ -2,7 +2,6 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `source.rs` | the package: its graph, and ranges of its weights |
 //! | `borders.rs` | which layer each node belongs to |
 //! | `quantized.rs` | which quantized products the kernels can compute |
 //! | `rewrite.rs` | large weights taken out of the graph |
@@ -25,7 +24,6 @@ mod record;
 mod rewrite;
 mod router;
 mod shapes;
-mod source;
 mod types;
 mod verify;
 mod write;
@@ -41,6 +39,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::loader::kernels;
+use crate::package::onnx::Source;
 use crate::package::shards::{FORMAT, Form, Made, ShardIndex};
 use crate::package::{Package, PortRole};
 
@@ -149,7 +148,7 @@ pub fn pack(package: &Package, folder: &Path, options: &Options, progress: &dyn 
             .hint("pack the package that it was made of"));
     }
     let decoder = package.decoder()?;
-    let source = source::Source::open(package, decoder)?;
+    let source = Source::open(package, decoder)?;
     let layers = package.manifest.shape.layers as usize;
     let past = [PortRole::PastKey, PortRole::PastValue].into_iter().flat_map(|role| decoder.layers(role));
     let cache: HashMap<String, usize> =
@@ -208,7 +207,7 @@ pub fn pack(package: &Package, folder: &Path, options: &Options, progress: &dyn 
 }
 
 /// Refuses a bound that the largest record alone exceeds, and names one that would do.
-fn check_memory(source: &source::Source, rewritten: &rewrite::Rewritten, options: &Options) -> Result<()> {
+fn check_memory(source: &Source, rewritten: &rewrite::Rewritten, options: &Options) -> Result<()> {
     let needs = rewritten.records.iter().map(|plan| (plan.memory(source, options.codec), &plan.name));
     let Some((least, name)) = needs.max().filter(|(least, _)| *least > options.memory) else { return Ok(()) };
     let message = format!("the memory of {} is too little: `{name}` alone takes {least} bytes", options.memory);

@@ -1,7 +1,7 @@
 //! Which quantized products the kernels can compute, and what their constants are.
 
-use super::source::Source;
 use crate::loader::kernels;
+use crate::package::onnx::Source;
 use crate::package::onnx::{NodeProto, data_type};
 use crate::package::shards::NBits;
 

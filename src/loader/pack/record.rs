@@ -7,10 +7,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::CodecChoice;
 use super::quantized::code_bytes;
-use super::source::Source;
 use crate::error::{Context, Error, Result};
 use crate::loader::codec;
 use crate::loader::kernels;
+use crate::package::onnx::Source;
 use crate::package::onnx::element_bits;
 use crate::package::shards::{Codec, NBits, What};
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::quantized::{self, CONTRIB, Mixture, Product};
 use super::record::{Content, Plan};
 use super::router::{Finder, Router};
-use super::source::Source;
+use crate::package::onnx::Source;
 use crate::package::onnx::{AttributeProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use crate::package::onnx::{Dimension, TensorShape};
 use crate::package::shards::Form;

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::source::Source;
 use crate::error::Result;
 use crate::loader::pack::record;
+use crate::package::onnx::Source;
 use crate::package::onnx::{GraphProto, NodeProto, data_type};
 use crate::package::shards;
 

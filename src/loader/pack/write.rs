@@ -12,10 +12,11 @@ use super::journal::Header;
 use super::output::{NewFile, Output, SHARDS, check_room, replaced_bytes};
 use super::record::{Made as MadeRecord, Plan};
 use super::rewrite::Rewritten;
-use super::source::{Place, Source};
-use super::{Options, Progress, manifest, router};
+use super::{Options, Progress, router};
 use crate::error::{Context, Result};
+use crate::package::edition;
 use crate::package::onnx::{self, TensorProto};
+use crate::package::onnx::{Place, Source};
 use crate::package::shards::{self, ALIGNMENT, Form, Made, ROUTERS, Record, Router, Segment, ShardFile, ShardIndex};
 use crate::package::{Graph, Package};
 
@@ -67,7 +68,7 @@ impl Files<'_> {
         let (constants, stay) = self.constants();
         let form = self.options.form;
         let parts = cut::parts(self.source, self.rewritten, &constants, form)?;
-        let others = manifest::copied(self.package, self.decoder);
+        let others = edition::copied(self.package, self.decoder);
         // Everything that can be wrong with the source is known now; nothing is written before. A pack that is
         // replaced goes only if there is room for the new one.
         if self.options.force {

@@ -4,10 +4,12 @@ pub mod build;
 pub mod proto;
 pub mod raw;
 mod signature;
+mod source;
 mod unknown;
 
 pub use proto::*;
 pub use signature::{GraphValue, Signature, ValueKind};
+pub use source::{Place, Source, Stored};
 
 use prost::Message;
 

@@ -1,4 +1,4 @@
-//! The package that is packed: its decoder graph, and where each constant's bytes lie. Weights are read by ranges.
+//! A package that is packed or edited: its decoder graph, and where each constant's bytes lie. Weights are read by ranges.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
