@@ -18,6 +18,7 @@ mod plan;
 mod prompt;
 pub mod sampling;
 pub mod scoring;
+pub mod serving;
 mod tensorrt;
 mod vision;
 mod weights;

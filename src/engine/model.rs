@@ -165,12 +165,13 @@ impl Model {
             manifest: package.manifest.clone(),
             engines,
         };
-        let cache = model.cache_bytes(plan.sequences as usize, plan.tokens as usize);
+        let sequences = plan.at_once();
+        let cache = model.cache_bytes(sequences as usize, plan.tokens as usize);
         // Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
-        let logits = 3 * u64::from(plan.sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
+        let logits = 3 * u64::from(sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
         let mut reserve = cache;
-        let together = plan.micro_batch.map_or(plan.sequences, |size| size.min(plan.sequences)).max(1);
-        let groups = u64::from(plan.sequences.div_ceil(together));
+        let together = plan.micro_batch.map_or(sequences, |size| size.min(sequences)).max(1);
+        let groups = u64::from(sequences.div_ceil(together));
         let mut waiting = groups.saturating_sub(1);
         if plan.offload.is_some() {
             // The part that runs, the next one, and the one on its way out.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::cell::{Cell, Residency};
+use crate::engine::serving::Waves;
 use crate::package::Padding;
 use crate::runtime::SharedThreads;
 
@@ -66,6 +67,8 @@ pub struct Plan {
     pub sequences: u32,
     /// See [`Plan::sequences`].
     pub tokens: u32,
+    /// How many of the sequences go through the model together.
+    pub waves: Waves,
 }
 
 impl Plan {
@@ -104,6 +107,7 @@ impl Plan {
             any_shape,
             sequences,
             tokens,
+            waves,
         } = self;
         let mut knobs: BTreeMap<String, String> =
             session_config.iter().map(|(key, value)| (format!("session option {key}"), value.clone())).collect();
@@ -123,7 +127,13 @@ impl Plan {
         knob("shapes", any_shape);
         knob("sequences", sequences);
         knob("tokens", tokens);
+        knob("waves", waves);
         knobs
+    }
+
+    /// The most sequences that are in memory together.
+    pub fn at_once(&self) -> u32 {
+        self.waves.most(self.sequences)
     }
 
     /// Whether a pack's graph runs in parts, a layer at a time.
@@ -160,6 +170,7 @@ impl Plan {
             any_shape: false,
             sequences: 1,
             tokens: 0,
+            waves: Waves::Together,
         }
     }
 }

@@ -82,7 +82,7 @@ struct Bounds {
 
 impl Bounds {
     fn of(plan: &Plan, context: usize) -> Self {
-        let rows = plan.sequences.max(1) as usize;
+        let rows = plan.at_once().max(1) as usize;
         let tokens = if plan.tokens == 0 { context } else { plan.tokens as usize };
         match plan.any_shape {
             true => Self { rows: (rows, rows.max(Budget::default().rows)), tokens: (tokens, context.max(tokens)) },

@@ -28,6 +28,7 @@ mod reliability;
 mod rewinding;
 mod sandbox;
 mod scoring;
+mod serving;
 mod streamed;
 mod tables;
 mod tasks;
