@@ -44,6 +44,11 @@ pub struct Plan {
     pub residency: Option<Residency>,
     /// Bytes that the process may hold in all, for residencies that can do with less than the weights.
     pub budget: Option<u64>,
+    /// Bytes for a pack's records as a share of what all of them take, for residencies that can do with less than the
+    /// weights; never less than what works. Another way to say how much than [`Plan::budget`].
+    pub weights_share: Option<f64>,
+    /// Read records that stream before the computation asks for them.
+    pub read_ahead: bool,
     /// Sequences that go through a part of the model together; set, a pack runs part by part.
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
@@ -98,6 +103,8 @@ impl Plan {
             padding,
             residency,
             budget,
+            weights_share,
+            read_ahead,
             micro_batch,
             offload,
             copies_weights,
@@ -118,6 +125,8 @@ impl Plan {
         knob("padding", padding);
         knob("residency", residency);
         knob("memory budget", budget);
+        knob("share of weights in memory", weights_share);
+        knob("reading ahead", read_ahead);
         knob("micro-batch", micro_batch);
         knob("offload folder", offload);
         knob("copies of weights", copies_weights);
@@ -161,6 +170,8 @@ impl Plan {
             padding: None,
             residency: None,
             budget: None,
+            weights_share: None,
+            read_ahead: true,
             micro_batch: None,
             offload: None,
             copies_weights: false,

@@ -34,6 +34,8 @@ pub(super) struct Weights {
     store: Arc<Store>,
     residency: Residency,
     budget: Option<u64>,
+    share: Option<f64>,
+    read_ahead: bool,
     guess: u32,
 }
 
@@ -59,8 +61,10 @@ impl Weights {
             return Err(Error::unsupported(format!("experts are not guessed where weights are `{residency}`"))
                 .hint("take the residency `experts`, or leave `guess` out"));
         }
+        check_share(plan, residency)?;
         let store = Arc::new(Store::new(&package.root, Arc::new(index)));
-        Ok(Some(Self { store, residency, budget: plan.budget, guess: plan.guess }))
+        let (budget, share) = (plan.budget, plan.weights_share);
+        Ok(Some(Self { store, residency, budget, share, read_ahead: plan.read_ahead, guess: plan.guess }))
     }
 
     /// Refuses a provider that could not run the pack's operators, which this program computes on the CPU: the row
@@ -128,12 +132,18 @@ impl Weights {
             self.store.guess(self.guess)?;
         }
         let other = held::resident_bytes()? + reserve + ALLOWANCE + sessions * SESSION_BYTES + self.activations(tokens);
-        let options = Options {
+        let mut options = Options {
             capacity: self.budget.map(|budget| budget.saturating_sub(other)),
+            ahead: self.read_ahead,
             ..Options::new(self.residency)
         };
+        let least = Pager::least_capacity(self.index(), self.residency, options.reads.depth);
+        if let Some(share) = self.share {
+            let bytes = share * Pager::whole_capacity(self.index()) as f64;
+            options.capacity = Some(least.max(bytes as u64));
+        }
         if let Some(budget) = self.budget {
-            let least = Pager::least_capacity(self.index(), self.residency, options.reads.depth) + other;
+            let least = least + other;
             if budget < least {
                 return Err(Error::new(format!(
                     "a memory budget of {} is too small: the least that works here is {}MiB",
@@ -172,4 +182,21 @@ impl Weights {
         let records = pager.statistics().held_bytes;
         pager.set_capacity(records.saturating_sub(held - budget))
     }
+}
+
+/// A share of the weights in memory is of a residency that leaves some of them on disk, and not of a budget.
+fn check_share(plan: &Plan, residency: Residency) -> Result<()> {
+    let Some(share) = plan.weights_share else { return Ok(()) };
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(Error::new(format!("a share of {share} of the weights is not above 0 and at most 1")));
+    }
+    if !matches!(residency, Residency::Stream | Residency::Experts) {
+        return Err(Error::new(format!("weights that are `{residency}` have no share of them in memory"))
+            .hint("take the residency `stream` or `experts`"));
+    }
+    if plan.budget.is_some() {
+        return Err(Error::new("a memory budget and a share of the weights both say how much is in memory")
+            .hint("leave one of them out"));
+    }
+    Ok(())
 }

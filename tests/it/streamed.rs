@@ -10,13 +10,16 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use ortbench::cell::Residency;
 use ortbench::digest::sha256;
+use ortbench::engine::{Decoder, Features, Plan, Prompt};
 use ortbench::loader::pack::{self, Options, Quiet};
+use ortbench::loader::pager::PagerFacts;
 use ortbench::package::Package;
 use ortbench::package::shards::ShardIndex;
 
 use crate::limits::limits_can_be_set;
-use crate::real::{fails, ortbench, package, package_of};
+use crate::real::{fails, load_with, ortbench, package, package_of};
 use crate::support::{only_run, summary};
 
 type Row = BTreeMap<String, String>;
@@ -369,4 +372,76 @@ fn a_slow_disk_changes_no_answer() {
         assert!(status.success() && found == expected, "{}: {status}: {error}", model.0);
         eprintln!("{}: {:.2?}, and {:.2?} from a disk of 48 MiB/s", model.0, fast, slow.elapsed());
     }
+}
+
+/// The logits of two sequences of some tokens, bytes read a pass of decode, and what the loader keeps.
+fn decode(package: &Package, plan: &Plan) -> (Vec<f32>, u64, PagerFacts) {
+    const PASSES: u64 = 3;
+    let mut model = load_with(package, plan).expect("a model");
+    let prompts = [5_u32, 9].map(|length| Prompt::text((3..3 + length).collect()));
+    let mut decoder = Decoder::new(&model, 2, 32).expect("a decoder");
+    decoder.prefill(&mut model, &prompts, &Features::default()).expect("a prefill");
+    let mut all: Vec<f32> = decoder.logits().iter().copied().collect();
+    let before = model.pager_statistics().expect("a pack").bytes_read;
+    for step in 0..PASSES as u32 {
+        decoder.step(&mut model, &[10 + step, 40 + 3 * step]).expect("a step");
+        all.extend(decoder.logits().iter());
+    }
+    let read = model.pager_statistics().expect("a pack").bytes_read - before;
+    (all, read / PASSES, model.pager_facts().expect("a pack"))
+}
+
+#[test]
+fn a_share_of_the_weights_is_in_memory_and_reading_ahead_changes_no_answer() {
+    for model in MODELS {
+        let pack = Streamed::new(model);
+        let package = Package::open(&pack.path()).expect("a package");
+        let (expected, none, _) = decode(&package, &Plan::with_threads(2));
+        assert_eq!(none, 0);
+        let residency: Residency = if model.1 == "stream" { Residency::Stream } else { Residency::Experts };
+        let whole: u64 = pack.index.records.iter().map(|record| record.bytes).sum();
+        let mut before = u64::MAX;
+        for share in [0.5, 0.8] {
+            for read_ahead in [true, false] {
+                let plan = Plan {
+                    residency: Some(residency),
+                    weights_share: Some(share),
+                    read_ahead,
+                    ..Plan::with_threads(2)
+                };
+                let (logits, read, facts) = decode(&package, &plan);
+                let case = format!("{}, {share} of {whole} bytes, ahead: {read_ahead}", model.0);
+                assert!(logits == expected, "{case}: other logits");
+                let held = facts.pinned_bytes + facts.stream_bytes + facts.expert_bytes;
+                eprintln!("{case}: {read} bytes read a pass, {held} may be in memory");
+                assert!(held as f64 <= share * whole as f64 * 1.01, "{case}: {held}");
+                if residency == Residency::Stream {
+                    // What is not pinned is read, less at most what the stream's memory keeps of it.
+                    let streamed = facts.streamed_bytes_per_pass;
+                    assert!(read <= streamed + facts.stream_bytes, "{case}: {read} of {streamed}");
+                    assert!(read + facts.stream_bytes >= streamed, "{case}: {read} of {streamed}");
+                }
+                if read_ahead {
+                    assert!(read < before, "{case}: {read} is not less than {before}");
+                    before = read;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_share_that_means_nothing_is_refused() {
+    let pack = Streamed::new(MODELS[0]);
+    let package = Package::open(&pack.path()).expect("a package");
+    let stream = Plan { residency: Some(Residency::Stream), weights_share: Some(0.5), ..Plan::with_threads(2) };
+    let refused = |plan: Plan| load_with(&package, &plan).expect_err("a share that means nothing").chain();
+    for share in [0.0, -0.5, 1.5, f64::NAN] {
+        assert!(refused(Plan { weights_share: Some(share), ..stream.clone() }).contains("above 0 and at most 1"));
+    }
+    assert!(refused(Plan { residency: None, ..stream.clone() }).contains("`resident`"));
+    assert!(refused(Plan { budget: Some(1 << 30), ..stream.clone() }).contains("both say"));
+    // Less than what works is what works.
+    let (_, read, facts) = decode(&package, &Plan { weights_share: Some(1e-6), ..stream });
+    assert!(read > 0 && facts.stream_bytes > 0, "{facts:?}");
 }

@@ -28,6 +28,8 @@ pub struct Ahead {
     filled: Receiver<(usize, Result<Block>)>,
     /// The part that was asked for and not taken yet.
     asked: Option<usize>,
+    /// Whether a part is asked for before it is wanted, as the pager reads.
+    early: bool,
     sets: Arc<Sets>,
     copied: Arc<AtomicU64>,
     worker: Option<JoinHandle<()>>,
@@ -93,6 +95,7 @@ impl Ahead {
         let blocks = (0..sets.max(SETS)).map(|_| device.allocate(largest)).collect::<Result<_>>()?;
         let sets = Arc::new(Sets { free: Mutex::new((blocks, false)), changed: Condvar::new() });
         let (parts, copied) = (Arc::new(parts), Arc::new(AtomicU64::new(0)));
+        let early = pager.reads_ahead();
         let (wishes, queue) = channel::<usize>();
         let (done, filled) = channel();
         let worker = {
@@ -110,7 +113,7 @@ impl Ahead {
             let spawned = std::thread::Builder::new().name("weights".to_owned()).spawn(work);
             spawned.context("cannot start the thread that copies weights")?
         };
-        Ok(Self { parts, wishes: Some(wishes), filled, asked: None, sets, copied, worker: Some(worker) })
+        Ok(Self { parts, wishes: Some(wishes), filled, asked: None, early, sets, copied, worker: Some(worker) })
     }
 
     /// Bytes that were copied to the device so far.
@@ -138,8 +141,10 @@ impl Ahead {
         self.asked = None;
         let sets = Arc::clone(&self.sets);
         let loan = Loan::new(result?, move |block| sets.give(block));
-        // After the last part comes the next pass.
-        self.ask((part + 1) % self.parts.len())?;
+        if self.early {
+            // After the last part comes the next pass.
+            self.ask((part + 1) % self.parts.len())?;
+        }
         Ok(loan)
     }
 }
@@ -248,8 +253,12 @@ mod tests {
     }
 
     fn ahead(pack: &Pack, allocated: &Arc<AtomicU64>) -> Ahead {
+        feeder(pack, allocated, true)
+    }
+
+    fn feeder(pack: &Pack, allocated: &Arc<AtomicU64>, early: bool) -> Ahead {
         let least = Pager::least_capacity(&pack.index, Residency::Stream, 1);
-        let mut options = Options { capacity: Some(least), ..Options::new(Residency::Stream) };
+        let mut options = Options { capacity: Some(least), ahead: early, ..Options::new(Residency::Stream) };
         options.reads.depth = 1;
         let pager = Pager::open(pack.folder.path(), Arc::clone(&pack.index), &options).unwrap();
         let device = Box::new(Host { allocated: Arc::clone(allocated) });
@@ -288,6 +297,19 @@ mod tests {
                 check(&pack, &ahead, part, &loan);
                 assert_eq!(ahead.copied_bytes(), expected);
             }
+        }
+    }
+
+    #[test]
+    fn on_demand_a_part_is_copied_when_it_is_wanted() {
+        let pack = pack();
+        let mut ahead = feeder(&pack, &Arc::default(), false);
+        let mut expected = 0;
+        for part in [0, 1, 2, 3, 4, 0, 3] {
+            let loan = ahead.block(part).unwrap();
+            check(&pack, &ahead, part, &loan);
+            expected += ahead_bytes(&pack, part);
+            assert_eq!((ahead.asked, ahead.copied_bytes()), (None, expected));
         }
     }
 

@@ -56,12 +56,14 @@ pub struct Options {
     pub verify: bool,
     /// Which expert leaves first.
     pub eviction: Eviction,
+    /// Whether dense records that stream are read before the computation asks for them.
+    pub ahead: bool,
 }
 
 impl Options {
     /// The usual options of a residency, without a limit.
     pub fn new(residency: Residency) -> Self {
-        Self { residency, capacity: None, reads: Reads::default(), verify: true, eviction: Eviction::Lfu }
+        Self { residency, capacity: None, reads: Reads::default(), verify: true, eviction: Eviction::Lfu, ahead: true }
     }
 }
 
@@ -167,7 +169,8 @@ impl Pager {
         let policy = eviction::policy(options.eviction, index.records.len(), State::layers(index));
         let pinned: Vec<RecordId> = (0..index.records.len()).filter(|id| plan.pinned[*id]).collect();
         let depth = options.reads.depth.max(1);
-        let state = State::new(index, plan, arena, policy, (chunk, depth));
+        let mut state = State::new(index, plan, arena, policy, (chunk, depth));
+        state.ahead = options.ahead;
         let shared = Arc::new(Shared::new(contents, state, tuning.patience));
         let work: Arc<dyn Work> = Arc::clone(&shared) as Arc<dyn Work>;
         let disk: Arc<dyn ReadAt> = tuning.disk.unwrap_or_else(|| Arc::new(disk));
@@ -320,6 +323,16 @@ impl Pager {
             expert_bytes: state.plan.experts,
             expert_slots: state.plan.experts.checked_div(common).unwrap_or(0),
         }
+    }
+
+    /// Whether it reads dense records before they are asked for.
+    pub fn reads_ahead(&self) -> bool {
+        self.options.ahead
+    }
+
+    /// Bytes of memory that all records of a pack take.
+    pub fn whole_capacity(index: &ShardIndex) -> u64 {
+        index.records.iter().map(slot).sum()
     }
 
     /// The least capacity, in bytes, that a pack can run in: what the computation holds at once (one dense record, or a

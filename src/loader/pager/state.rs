@@ -115,6 +115,8 @@ pub(super) struct State {
     pub finishing: usize,
     chunk: usize,
     depth: usize,
+    /// Whether dense records are read before they are wanted.
+    pub ahead: bool,
     ticket: u64,
     /// How many records each ticket waits for.
     waiting: BTreeMap<u64, usize>,
@@ -195,6 +197,7 @@ impl State {
             finishing: 0,
             chunk,
             depth,
+            ahead: true,
             ticket: 0,
             waiting: BTreeMap::new(),
             statistics: Statistics::default(),

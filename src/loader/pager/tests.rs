@@ -21,7 +21,7 @@ const CHUNK: usize = 8192;
 
 fn options(residency: Residency, capacity: Option<u64>) -> Options {
     let reads = Reads { method: Method::Pool, depth: 2, direct: Direct::Auto };
-    Options { residency, capacity, reads, verify: true, eviction: Eviction::Lfu }
+    Options { residency, capacity, reads, verify: true, eviction: Eviction::Lfu, ahead: true }
 }
 
 fn tuning(disk: Option<Arc<dyn ReadAt>>) -> Tuning {

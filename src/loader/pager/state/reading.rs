@@ -80,6 +80,9 @@ impl State {
     }
 
     fn start_ahead(&mut self) -> bool {
+        if !self.ahead {
+            return false;
+        }
         let count = self.dense.len();
         for distance in 1..=count {
             let id = self.dense[(self.at + distance) % count];

@@ -55,6 +55,35 @@ fn stream_reads_per_pass_what_is_not_pinned() {
 }
 
 #[test]
+fn on_demand_nothing_is_read_before_it_is_asked_for() {
+    for (pack, residency, more) in [(dense_pack(), Residency::Stream, 200_000), (mixture(), Residency::Experts, 50_000)]
+    {
+        let capacity = least(&pack, residency) + more;
+        let pager = open(&pack, &Options { ahead: false, ..options(residency, Some(capacity)) }).unwrap();
+        let super::super::Core::Paged { shared, .. } = &pager.core else { panic!() };
+        let pinned = shared.lock().plan.pinned.clone();
+        let first = pager.statistics().reads;
+        let ids = pack.ids(false);
+        let (mut asked, mut missed) = (pinned.clone(), 0);
+        for _ in 0..3 {
+            for &id in &ids {
+                asked[id] = true;
+                let there = shared.lock().entries[id].phase == super::super::state::Phase::Ready;
+                missed += u64::from(!there);
+                check(&pack, &pager, id);
+                let state = shared.lock();
+                assert_eq!((state.in_flight, state.finishing), (0, 0), "something is read that nobody asked for");
+                let known = |id: usize| asked[id] || state.entries[id].phase == super::super::state::Phase::Absent;
+                assert!((0..asked.len()).all(known), "something is there that nobody asked for");
+            }
+        }
+        let statistics = pager.statistics();
+        assert_eq!(statistics.reads - first, missed, "one read for each record that was not there");
+        assert!(missed > 0 && statistics.peak_bytes <= capacity);
+    }
+}
+
+#[test]
 fn streamed_records_are_spread_over_the_pass() {
     let pack = Pack::new(&vec![Layer::new(&[20_000, 20_000, 20_000, 20_000], 0, 0); 32]);
     let pager = open(&pack, &options(Residency::Stream, Some(pack.total() / 2))).unwrap();
