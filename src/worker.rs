@@ -8,8 +8,8 @@ use std::io::Read;
 
 use crate::categories;
 use crate::cell::Status;
-use crate::engine::Plan;
 use crate::error::{Context, Error, Kind, Result};
+use crate::optimizations::{self, Workshop};
 use crate::protocol::{Job, Message, PROTOCOL_VERSION, Reporter, Work};
 use crate::runtime::Runtime;
 
@@ -65,10 +65,13 @@ pub fn run(job: &Job, report: &Reporter) -> Result<bool> {
 
 fn work(job: &Job, report: &Reporter) -> Result<()> {
     report.phase("runtime")?;
-    let shared_threads = match &job.work {
-        Work::Measure { cell, .. } => Plan::of(cell).shared_threads(),
-        Work::Describe | Work::Ceilings { .. } => None,
+    let arranged = match &job.work {
+        Work::Measure { cell, category, process, .. } => {
+            Some(optimizations::arrange(cell, optimizations::arm(*category, *process))?)
+        }
+        Work::Describe | Work::Ceilings { .. } | Work::Prepare { .. } => None,
     };
+    let shared_threads = arranged.as_ref().and_then(|arranged| arranged.setup.plan.shared_threads());
     let runtime = Runtime::load_sharing(&job.library, shared_threads)?;
     report.fact("runtime_version", runtime.version()?)?;
     report.fact("runtime_build", runtime.build_info())?;
@@ -78,10 +81,23 @@ fn work(job: &Job, report: &Reporter) -> Result<()> {
             report.fact("devices", runtime.devices().join(", "))
         }
         Work::Ceilings { threads } => categories::ceilings(&runtime, *threads, report),
+        Work::Prepare { cell } => {
+            let (backend, threads) = (&cell.backend, cell.threads);
+            optimizations::prepare(cell, &Workshop { runtime: &runtime, backend, threads, report })
+        }
         Work::Measure { cell, category, process, reference, offload } => {
-            let reference = reference.as_deref();
-            let (runtime, process, offload) = (&runtime, *process, offload.as_deref());
-            let context = categories::Context { runtime, cell, process, reference, offload, report };
+            let Some(arranged) = &arranged else { return Err(Error::new("nothing was arranged; this is a bug")) };
+            let context = categories::Context {
+                runtime: &runtime,
+                cell,
+                setup: &arranged.setup,
+                package: &arranged.package,
+                evidence: &arranged.evidence,
+                process: *process,
+                reference: reference.as_deref(),
+                offload: offload.as_deref(),
+                report,
+            };
             categories::of(cell, *category).measure(&context)
         }
     }

@@ -20,8 +20,8 @@ pub struct Loaded {
 /// Opens the package and checks that it is what the cell names.
 pub fn open_package(context: &Context) -> Result<Package> {
     let cell = context.cell;
-    let package = Package::open(&cell.model.package)?;
-    package.expect(cell.precision, cell.flavour)?;
+    let package = Package::open(context.package)?;
+    package.expect(cell.precision, context.setup.flavour)?;
     let manifest = &package.manifest;
     let report = context.report;
     report.fact("package_hash", package.hash.as_str())?;
@@ -39,7 +39,7 @@ pub fn load_model(context: &Context, package: &Package, plan: &Plan) -> Result<M
     let (cell, report) = (context.cell, context.report);
     report.phase("load")?;
     let start = Instant::now();
-    let model = Model::load(context.runtime, package, &cell.backend, plan)?;
+    let model = Model::load(context.runtime, package, &context.setup.backend, plan)?;
     report.samples("load_seconds", context.process, vec![start.elapsed().as_secs_f64()])?;
     let (placement, provider) = (model.placement(), model.provider());
     report.fact("provider_nodes", placement.on(provider))?;

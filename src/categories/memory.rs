@@ -72,7 +72,7 @@ impl Measure for Memory {
         let weights = package.manifest.bytes_read_per_token.weights;
         let peak = seen.peak();
         let in_host = providers::of(cell.backend.provider).computes() == Computes::Host;
-        if in_host && cell.memory.holds_all_weights() && peak < weights {
+        if in_host && cell.holds_all_weights() && peak < weights {
             return Err(Error::invalid(format!(
                 "a peak of {} cannot hold the {} of weights that a step reads",
                 crate::units::bytes(peak),

@@ -7,6 +7,7 @@ mod disk;
 mod feeding;
 mod gpu;
 mod graph;
+mod impact;
 mod memory;
 mod power;
 mod resident;
@@ -22,6 +23,7 @@ use std::path::Path;
 use crate::cell::{Category, Cell, ModelKind};
 use crate::engine::Plan;
 use crate::error::{Error, Result};
+use crate::optimizations::{Evidence, Setup};
 use crate::protocol::Reporter;
 use crate::runtime::Runtime;
 
@@ -31,6 +33,12 @@ pub struct Context<'a> {
     pub runtime: &'a Runtime,
     /// The configuration.
     pub cell: &'a Cell,
+    /// How it is run: the arm of this process, where the cell has optimizations.
+    pub setup: &'a Setup,
+    /// The package of that arm; that of the cell unless one was derived.
+    pub package: &'a Path,
+    /// What the derivations of the package said.
+    pub evidence: &'a Evidence,
     /// Which of the cell's repeated processes this is.
     pub process: u32,
     /// The folder of the reference's answers, which the reference itself writes.
@@ -44,16 +52,20 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// How the cell's model is loaded and run.
     pub fn plan(&self) -> Plan {
-        Plan { offload: self.offload.map(Path::to_owned), ..Plan::of(self.cell) }
+        let mut plan = self.setup.plan.clone();
+        if self.cell.memory.offload || plan.offload.is_some() {
+            plan.offload = self.offload.map(Path::to_owned);
+        }
+        plan
     }
 }
 
-/// A category that only graphs have; the matrix file is refused before it comes to this.
-struct NotOfPackages;
+/// A category that only models of another kind have; the matrix file is refused before it comes to this.
+struct NotOfThisKind(&'static str);
 
-impl Measure for NotOfPackages {
+impl Measure for NotOfThisKind {
     fn measure(&self, _context: &Context) -> Result<()> {
-        Err(Error::unsupported("this category is for models of `kind: graph`"))
+        Err(Error::unsupported(format!("this category is for {}", self.0)))
     }
 }
 
@@ -77,6 +89,7 @@ pub fn of(cell: &Cell, category: Category) -> &'static dyn Measure {
         Category::Memory => &memory::Memory,
         Category::Accuracy => &accuracy::Accuracy,
         Category::Power => &power::Power,
-        Category::Operators => &NotOfPackages,
+        Category::OptimizationImpact => &impact::Impact,
+        Category::Operators => &NotOfThisKind("models of `kind: graph`"),
     }
 }

@@ -84,7 +84,7 @@ impl Measure for Speed {
         // What the model holds must not be in memory beside the buffers of these reads.
         drop((decoder, model));
         if context.process == 0 {
-            disk::report_bandwidth(feeding.package(), cell.memory.residency, report)?;
+            disk::report_bandwidth(feeding.package(), context.setup.plan.residency, report)?;
         }
         common::check_resolution(context, smallest)
     }

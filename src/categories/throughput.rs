@@ -52,7 +52,7 @@ impl Measure for Throughput {
             // What the model holds must not be in memory beside the buffers of these reads.
             drop((decoder, model));
             if context.process == 0 {
-                disk::report_bandwidth(feeding.package(), cell.memory.residency, report)?;
+                disk::report_bandwidth(feeding.package(), context.setup.plan.residency, report)?;
             }
         }
         common::check_resolution(context, smallest)

@@ -61,7 +61,7 @@ mod power;
 pub use accuracy::{AccuracyPlan, FidelityPlan, Scoring, TaskRef, TaskSource};
 pub use graph::{Dimensions, ElementType, Fill, GraphPlan, InputPlan, ModelKind, OutputPlan};
 pub use memory::{MemoryAmount, MemoryPlan};
-pub use optimization::{ImpactMetric, OptimizationPlan, Switched, Technique};
+pub use optimization::{Arm, ImpactMetric, OptimizationPlan, Switched, Technique};
 pub use power::{PowerPlan, PowerSource};
 
 named_enum! {
@@ -120,6 +120,7 @@ named_enum! {
         Memory => "memory",
         Accuracy => "accuracy",
         Power => "power",
+        OptimizationImpact => "optimization_impact",
         Operators => "operators",
     }
 }
@@ -393,6 +394,17 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// Whether all weights that a step reads are in memory while it runs, if the machine has room for them, and are those of
+    /// the package.
+    pub fn holds_all_weights(&self) -> bool {
+        self.memory.holds_all_weights() && !self.is_optimized()
+    }
+
+    /// Whether it switches an optimization on.
+    pub fn is_optimized(&self) -> bool {
+        self.optimizations.as_ref().is_some_and(|plan| !plan.switched.is_empty())
+    }
+
     /// What its model is.
     pub fn kind(&self) -> ModelKind {
         if self.graph.is_some() { ModelKind::Graph } else { ModelKind::Package }

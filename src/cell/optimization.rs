@@ -63,6 +63,24 @@ impl ImpactMetric {
     }
 }
 
+/// Which arm of a comparison a process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arm {
+    /// Without the techniques.
+    Baseline,
+    /// With them.
+    Optimized,
+}
+
+impl Arm {
+    /// The arm of a process of the category `optimization_impact`: A B, B A, A B, …, so that a drift of the machine's
+    /// speed falls on both alike.
+    pub fn of_process(process: u32) -> Self {
+        let (pair, second) = (process / 2, process % 2 == 1);
+        if second == pair.is_multiple_of(2) { Self::Optimized } else { Self::Baseline }
+    }
+}
+
 /// A technique and what it was told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Switched {
@@ -105,5 +123,28 @@ impl fmt::Display for OptimizationPlan {
         }
         let names: Vec<_> = self.switched.iter().map(ToString::to_string).collect();
         f.write_str(&names.join("+"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arms_alternate() {
+        use Arm::{Baseline as A, Optimized as B};
+        assert_eq!((0..8).map(Arm::of_process).collect::<Vec<_>>(), [A, B, B, A, A, B, B, A]);
+    }
+
+    #[test]
+    fn combinations_in_words() {
+        let options = BTreeMap::from([("cache".to_owned(), "int4".to_owned())]);
+        let switched = vec![
+            Switched { technique: Technique::TensorCompression, options },
+            Switched { technique: Technique::DiskPipeline, options: BTreeMap::new() },
+        ];
+        let plan = |switched| OptimizationPlan { switched, plain: None, derived: PathBuf::new() };
+        assert_eq!(plan(switched).to_string(), "tensor_compression(cache=int4)+disk_pipeline");
+        assert_eq!(plan(Vec::new()).to_string(), "none");
     }
 }

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::cell::{AccuracyPlan, Category, Cell, PromptSource, Status, TaskSource};
+use crate::cell::{AccuracyPlan, Cell, PromptSource, Status, TaskSource};
 use crate::config::{self, Matrix, Ready, Skip};
 use crate::error::{Context, Result};
+use crate::results::record;
 use crate::{probe, units};
 
 /// The options of `ortbench plan`.
@@ -181,10 +182,7 @@ fn categories(cell: &Cell) -> String {
     names.join(" ")
 }
 
-/// Processes that the cell starts: memory is repeated over several.
+/// Processes that the cell starts, but for those that derive packages.
 fn processes(cell: &Cell) -> u32 {
-    cell.categories
-        .iter()
-        .map(|category| if *category == Category::Memory { cell.measurement.processes } else { 1 })
-        .sum()
+    record::jobs(cell).count() as u32
 }

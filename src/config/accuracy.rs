@@ -152,18 +152,6 @@ pub enum FidelitySource {
     RandomTokens { seed: u64 },
 }
 
-/// The categories of a file that names none. What accuracy means, only its section can say; power, which takes its time
-/// and a meter that few machines have, is asked for by its own, and profiling by those who want it.
-pub fn default_categories(has_accuracy: bool, has_power: bool) -> Vec<Category> {
-    let by_default = |category: &Category| match category {
-        Category::Accuracy => has_accuracy,
-        Category::Power => has_power,
-        Category::Operators => false,
-        _ => true,
-    };
-    Category::ALL.iter().copied().filter(by_default).collect()
-}
-
 impl Checker<'_> {
     /// Checks the section and the floor, whichever of them the file has.
     pub(super) fn accuracy(

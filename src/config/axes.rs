@@ -25,6 +25,7 @@ pub enum Axis {
     MicroBatch,
     Offload,
     Guess,
+    Optimizations,
     Dimensions,
     Batch,
     Image,
@@ -53,6 +54,8 @@ pub enum Values {
     Budgets,
     /// `none`, a size or `budget`.
     Limits,
+    /// Techniques with options; on the axis stand places in the list of all that the file has, `none` first.
+    Optimizations,
     /// Sizes by name; on the axis stand places in the list of all that the file has, the empty one first.
     Dimensions,
 }
@@ -70,6 +73,7 @@ impl Axis {
         Self::MicroBatch,
         Self::Offload,
         Self::Guess,
+        Self::Optimizations,
         Self::Dimensions,
         Self::Batch,
         Self::Image,
@@ -91,6 +95,7 @@ impl Axis {
             Self::MicroBatch => "micro_batch",
             Self::Offload => "offload",
             Self::Guess => "guess",
+            Self::Optimizations => "optimizations",
             Self::Dimensions => "dimensions",
             Self::Batch => "batch",
             Self::Image => "image",
@@ -134,6 +139,10 @@ impl Axis {
                 "Experts of the next layer that are read on a guess while the disk is idle, with the residency \
                  `experts`; 0 for none. Default: 0."
             }
+            Self::Optimizations => {
+                "Optimizations that are switched on (docs/optimizations.md): a name, several joined by `+`, names with \
+                 options as `{tensor_compression: {cache: int8}}`, `none`, or `all` for each by itself. Default: none."
+            }
             Self::Dimensions => {
                 "Of graphs: sizes of free dimensions by name, as `{batch: 8}`, or a list of such; of a mapping, a graph \
                  takes the names that it has. Default: none."
@@ -171,6 +180,7 @@ impl Axis {
             Self::MicroBatch => Values::CountsOr("none", MAX_BATCH),
             Self::Offload => Values::Words(OFFLOADS),
             Self::Guess => Values::CountsOr("0", MAX_GUESS),
+            Self::Optimizations => Values::Optimizations,
             Self::Dimensions => Values::Dimensions,
             Self::Batch => Values::Counts(MAX_BATCH),
             Self::Image => Values::Images,
@@ -186,7 +196,12 @@ impl Axis {
             Self::Flavour => Some(vec![0]),
             Self::Threads => Some(vec![probe::cpu::default_threads()]),
             Self::Image => Some(vec![ImageSize::pack(None)]),
-            Self::Residency | Self::MicroBatch | Self::Offload | Self::Guess | Self::Dimensions => Some(vec![0]),
+            Self::Residency
+            | Self::MicroBatch
+            | Self::Offload
+            | Self::Guess
+            | Self::Optimizations
+            | Self::Dimensions => Some(vec![0]),
             Self::MemoryBudget | Self::MemoryLimit => Some(vec![MemoryAmount::None.pack()]),
             _ => None,
         }
@@ -194,7 +209,7 @@ impl Axis {
 }
 
 /// Number of axes.
-const COUNT: usize = 16;
+const COUNT: usize = 17;
 
 /// The value of a point on an axis that says nothing to its model: no value of any axis, so that no rule names it.
 pub const NOTHING: u32 = u32::MAX - 1;

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_yaml::{Location, Spanned};
 
-use super::accuracy::{self, Accuracy};
+use super::accuracy::Accuracy;
 use super::axes::{Axes, Axis, NOTHING};
 use super::file::{BackendEntry, File, MeasurementEntry, ModelEntry, ProviderEntry, RuntimeEntry};
 use super::graph::{self, GraphModel};
+use super::optimizations::Known;
 use super::paths;
 use super::problem::Problem;
 use crate::cell::{
@@ -42,6 +43,11 @@ pub struct Checked {
     pub exclude: Vec<Rule>,
     pub include: Vec<Axes>,
     pub overrides: Vec<Override>,
+    /// The folder for packages that optimizations derive.
+    pub derived_dir: PathBuf,
+    /// What stands on the axis `optimizations`, and whether the file names that axis.
+    pub optimizations: Known,
+    pub names_optimizations: bool,
     /// What stands on the axis `dimensions`.
     pub dimensions: graph::Known,
 }
@@ -112,6 +118,8 @@ pub fn check(file: &File, folder: &Path) -> Result<Checked, Vec<Problem>> {
         has_accuracy: file.accuracy.is_some(),
         kinds: Vec::new(),
         expects: false,
+        optimizations: Known::default(),
+        names_optimizations: file.names_optimizations(),
         dimensions: graph::Known::default(),
         free: Vec::new(),
     };
@@ -130,6 +138,8 @@ pub(super) struct Checker<'a> {
     pub(super) kinds: Vec<ModelKind>,
     /// Whether an output of a graph has an expected value.
     pub(super) expects: bool,
+    pub(super) optimizations: Known,
+    pub(super) names_optimizations: bool,
     pub(super) dimensions: graph::Known,
     /// Free dimensions of all graphs.
     pub(super) free: Vec<String>,
@@ -182,7 +192,7 @@ impl Checker<'_> {
             matrix,
             categories: match &file.categories {
                 Some(axis) => self.categories(axis),
-                None => accuracy::default_categories(self.has_accuracy || self.expects, file.power.is_some()),
+                None => self.default_categories(file.power.is_some()),
             },
             accuracy: self.accuracy(file.accuracy.as_ref(), file.accuracy_floor.as_ref()),
             prompt: self.prompt(file.prompt.as_ref()),
@@ -190,6 +200,7 @@ impl Checker<'_> {
             measurement,
             strict_placement: file.strict_placement.unwrap_or(false),
             offload_dir: self.offload_dir(file.offload_dir.as_ref()),
+            derived_dir: self.derived_dir(file.derived_dir.as_ref()),
             exclude: file
                 .exclude
                 .iter()
@@ -209,9 +220,15 @@ impl Checker<'_> {
                     at: rule.referenced,
                 })
                 .collect(),
+            optimizations: Known::default(),
+            names_optimizations: self.names_optimizations,
             dimensions: graph::Known::default(),
         };
-        Checked { dimensions: std::mem::take(&mut self.dimensions), ..checked }
+        Checked {
+            dimensions: std::mem::take(&mut self.dimensions),
+            optimizations: std::mem::take(&mut self.optimizations),
+            ..checked
+        }
     }
 
     fn model(&mut self, entry: &ModelEntry) -> Model {

@@ -9,9 +9,10 @@ use super::graph::Unfit;
 use super::problem::Problem;
 use super::{memory, paths, plans};
 use crate::cell::{
-    Category, Cell, CellId, Dimensions, GraphPlan, ImageSize, MemoryAmount, MemoryPlan, ModelKind, ModelRef, Workload,
+    Category, Cell, CellId, Dimensions, Flavour, GraphPlan, ImageSize, MemoryAmount, MemoryPlan, ModelKind, ModelRef,
+    OptimizationPlan, Switched, Workload,
 };
-use crate::digest;
+use crate::{digest, optimizations};
 
 /// More cells than anybody runs: a slip in an axis.
 const MAX_CELLS: usize = 100_000;
@@ -64,15 +65,23 @@ pub fn expand(file: &Checked) -> Result<Expanded, Vec<Problem>> {
                 Some(rule.reason.clone().unwrap_or_else(|| format!("excluded by the rule at line {}", rule.at.line())))
             }
             None if cell.categories.is_empty() => {
-                Some("nothing but `operators` is asked of it, which only graphs have".to_owned())
+                Some(format!("nothing but `{}` is asked of it, which such a model does not have", file.foreign(point)))
             }
             None => file.models[point.model()].lacks(point),
         };
         match reason {
             Some(reason) => excluded.push(Excluded { id: cell.id, reason }),
             None => {
-                match file.memory_and_graph(point, &cell.model) {
-                    Ok((plan, graph)) => (cell.memory, cell.graph) = (plan, graph),
+                let derives_pack = optimizations::derive_pack(&cell);
+                match file.memory_and_graph(point, &cell.model, derives_pack) {
+                    Ok((plan, graph)) => {
+                        (cell.memory, cell.graph) = (plan, graph);
+                        // What the model or the machine lacks is for the cell's row; a contradiction is the file's.
+                        if let Some(message) = optimizations::contradiction(&cell) {
+                            let at = products[*product].place(Axis::Optimizations);
+                            problems.extend(at.map(|at| Problem::at(at, format!("cell `{}`: {message}", cell.id))));
+                        }
+                    }
                     Err(Misfit::Axis(axis, message)) => {
                         problems.extend(products[*product].place(axis).map(|at| Problem::at(at, message)))
                     }
@@ -136,9 +145,13 @@ impl Checked {
         &self,
         point: &Point,
         model: &ModelRef,
+        derives_pack: bool,
     ) -> Result<(MemoryPlan, Option<Box<GraphPlan>>), Misfit> {
         match &self.models[point.model()].graph {
-            None => Ok((memory::plan(point, model).map_err(|(axis, message)| Misfit::Axis(axis, message))?, None)),
+            None => Ok((
+                memory::plan(point, model, derives_pack).map_err(|(axis, message)| Misfit::Axis(axis, message))?,
+                None,
+            )),
             Some(graph) => {
                 let plan = graph.plan(self.dimensions.get(point.on(Axis::Dimensions))).map_err(Misfit::Graph)?;
                 // A budget is a pack's, and a limit of its size is none here.
@@ -152,7 +165,10 @@ impl Checked {
     pub fn id(&self, point: &Point) -> CellId {
         let (model, backend) = (&self.models[point.model()], &self.backends[point.backend()]);
         match model.kind {
-            ModelKind::Package => id(&model.name, &backend.name, point),
+            ModelKind::Package => {
+                let switched = self.optimizations.get(point.on(Axis::Optimizations));
+                id(&model.name, &backend.name, point, switched)
+            }
             ModelKind::Graph => {
                 id_of_graph(&model.name, &backend.name, point, self.dimensions.get(point.on(Axis::Dimensions)))
             }
@@ -170,6 +186,10 @@ impl Checked {
             }
         };
         let of_package = |axis: Axis| if model.graph.is_some() { 0 } else { point.on(axis) };
+        let optimizations = (self.names_optimizations && model.graph.is_none()).then(|| {
+            let switched = self.optimizations.get(point.on(Axis::Optimizations)).to_vec();
+            Box::new(OptimizationPlan { switched, plain: self.plain(model, point), derived: self.derived_dir.clone() })
+        });
         let mut cell = Cell {
             id: self.id(point),
             model: ModelRef { name: model.name.clone(), package, written },
@@ -188,10 +208,12 @@ impl Checked {
             measurement: self.measurement.clone(),
             strict_placement: self.strict_placement,
             memory: MemoryPlan::default(),
-            offload_dir: self.offload_dir.clone().filter(|_| of_package(Axis::Offload) != 0),
+            offload_dir: self.offload_dir.clone().filter(|_| {
+                of_package(Axis::Offload) != 0 || optimizations.as_ref().is_some_and(|plan| !plan.switched.is_empty())
+            }),
             accuracy: None,
             power: None,
-            optimizations: None,
+            optimizations,
             graph: None,
         };
         // Later rules win.
@@ -207,17 +229,36 @@ impl Checked {
                 cell.categories.clone_from(categories);
             }
         }
-        if model.kind == ModelKind::Package {
-            cell.categories.retain(|category| *category != Category::Operators);
-        }
+        let foreign = self.foreign(point);
+        cell.categories.retain(|category| *category != foreign);
         cell.power = cell.categories.contains(&Category::Power).then(|| Box::new(self.power.clone()));
         cell
     }
 }
 
+impl Checked {
+    /// The category that models of this kind do not have.
+    fn foreign(&self, point: &Point) -> Category {
+        match self.models[point.model()].kind {
+            ModelKind::Package => Category::Operators,
+            ModelKind::Graph => Category::OptimizationImpact,
+        }
+    }
+
+    /// The same model's package of standard operators, where the path says the flavour.
+    fn plain(&self, model: &Model, point: &Point) -> Option<ModelRef> {
+        if !model.package.contains("{flavour}") || model.flavour.is_some() {
+            return None;
+        }
+        let written = paths::fill(&model.package, model, &point.with(Axis::Flavour, Flavour::Plain as u32));
+        let package = paths::resolve(&self.folder, &written);
+        Some(ModelRef { name: model.name.clone(), package, written })
+    }
+}
+
 /// Readable axes and six digits of a hash over the axes alone: the same cell has the same id in every run, whatever
 /// its repetitions, its place on the disk or its neighbours.
-fn id(model: &str, backend: &str, point: &Point) -> CellId {
+fn id(model: &str, backend: &str, point: &Point, switched: &[Switched]) -> CellId {
     let (precision, flavour, image) = (point.precision(), point.flavour(), point.image());
     let [threads, batch] = [Axis::Threads, Axis::Batch].map(|axis| point.on(axis));
     let [prompt_tokens, generate_tokens] = [Axis::PromptTokens, Axis::GenerateTokens].map(|axis| point.on(axis));
@@ -244,6 +285,11 @@ fn id(model: &str, backend: &str, point: &Point) -> CellId {
     if point.on(Axis::Offload) != 0 {
         memory += "-disk";
         memory_fields += "offload=disk\n";
+    }
+    for one in switched {
+        memory += &format!("-{}", one.technique);
+        // What a technique is told may be long: the hash tells such cells apart.
+        memory_fields += &format!("optimization={one}\n");
     }
     let axes = format!(
         "{model}-{precision}-{flavour}-{backend}-t{threads}{memory}-b{batch}{picture}-p{prompt_tokens}-g{generate_tokens}"

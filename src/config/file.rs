@@ -9,6 +9,7 @@ use serde_yaml::{Location, Spanned};
 
 use super::accuracy::AccuracyEntry;
 use super::axes::Axis;
+use super::optimizations::OptimizationsEntry;
 use super::power::PowerEntry;
 use super::problem::Problem;
 use crate::yaml;
@@ -33,12 +34,21 @@ pub struct File {
     pub measurement: Option<MeasurementEntry>,
     pub strict_placement: Option<bool>,
     pub offload_dir: Option<Spanned<String>>,
+    pub derived_dir: Option<Spanned<String>>,
     #[serde(default)]
     pub exclude: Vec<Spanned<AxesEntry>>,
     #[serde(default)]
     pub include: Vec<Spanned<AxesEntry>>,
     #[serde(default)]
     pub overrides: Vec<Spanned<OverrideEntry>>,
+}
+
+impl File {
+    /// Whether cells may switch optimizations on.
+    pub fn names_optimizations(&self) -> bool {
+        let axes = std::iter::once(&self.matrix.value).chain(self.include.iter().map(|rule| &rule.value));
+        axes.into_iter().any(|axes| axes.optimizations.is_some())
+    }
 }
 
 /// One of `models`.
@@ -137,6 +147,7 @@ pub struct AxesEntry {
     pub micro_batch: Option<Spanned<AxisEntry>>,
     pub offload: Option<Spanned<AxisEntry>>,
     pub guess: Option<Spanned<AxisEntry>>,
+    pub optimizations: Option<Spanned<OptimizationsEntry>>,
     pub dimensions: Option<Spanned<DimensionsEntry>>,
     pub batch: Option<Spanned<AxisEntry>>,
     pub image: Option<Spanned<AxisEntry>>,
@@ -151,6 +162,7 @@ impl AxesEntry {
     pub fn place(&self, axis: Axis) -> Option<Location> {
         match axis {
             Axis::Dimensions => self.dimensions.as_ref().map(|written| written.referenced),
+            Axis::Optimizations => self.optimizations.as_ref().map(|written| written.referenced),
             axis => self.on(axis).map(|written| written.referenced),
         }
     }
@@ -168,7 +180,7 @@ impl AxesEntry {
             Axis::MicroBatch => &self.micro_batch,
             Axis::Offload => &self.offload,
             Axis::Guess => &self.guess,
-            Axis::Dimensions => &None,
+            Axis::Dimensions | Axis::Optimizations => &None,
             Axis::Batch => &self.batch,
             Axis::Image => &self.image,
             Axis::PromptTokens => &self.prompt_tokens,

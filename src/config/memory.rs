@@ -10,6 +10,7 @@ use super::file::AxisEntry;
 use crate::cell::{MemoryAmount, MemoryPlan, ModelRef, Residency};
 use crate::package::Package;
 use crate::package::shards;
+use crate::runtime::catalog;
 
 impl Checker<'_> {
     /// An axis of amounts of memory, packed.
@@ -35,6 +36,15 @@ impl Checker<'_> {
         })
     }
 
+    /// The folder for packages that optimizations derive: by default with what else this program can make again.
+    pub(super) fn derived_dir(&mut self, entry: Option<&Spanned<String>>) -> PathBuf {
+        match entry {
+            Some(entry) => self.path(&entry.value),
+            // Without any folder of the user's, beside the file.
+            None => catalog::cache_folder().map_or_else(|_| self.path("derived"), |folder| folder.join("derived")),
+        }
+    }
+
     /// The folder for caches that wait on disk.
     pub(super) fn offload_dir(&mut self, entry: Option<&Spanned<String>>) -> Option<PathBuf> {
         let entry = entry?;
@@ -46,11 +56,11 @@ impl Checker<'_> {
     }
 }
 
-/// A point's memory. A package that is not there is no mistake of the file: its cells say so when they are to run.
+/// A point's memory; `derives_pack` where its optimizations make a pack of the package. A package that is not there is no mistake of the file: its cells say so when they are to run.
 ///
 /// # Errors
 /// The axis at fault, and why.
-pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String)> {
+pub fn plan(point: &Point, model: &ModelRef, derives_pack: bool) -> Result<MemoryPlan, (Axis, String)> {
     let (micro_batch, offload) = (point.on(Axis::MicroBatch), point.on(Axis::Offload) != 0);
     let (guess, batch) = (point.on(Axis::Guess), point.on(Axis::Batch));
     let (budget, limit) = (point.memory(Axis::MemoryBudget), point.memory(Axis::MemoryLimit));
@@ -62,7 +72,7 @@ pub fn plan(point: &Point, model: &ModelRef) -> Result<MemoryPlan, (Axis, String
         );
         (axis, message)
     };
-    if !pack && model.package.is_dir() {
+    if !pack && !derives_pack && model.package.is_dir() {
         if let Some(residency) = point.residency() {
             return Err(no_pack(Axis::Residency, &format!("the residency `{residency}`")));
         }

@@ -9,6 +9,7 @@ mod expand;
 mod file;
 mod graph;
 mod memory;
+mod optimizations;
 mod paths;
 mod plans;
 mod power;

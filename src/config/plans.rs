@@ -7,7 +7,7 @@ use serde_yaml::Location;
 
 use super::Excluded;
 use super::accuracy::{Accuracy, FidelitySource, Reference, Task, Written};
-use super::axes::{Axes, Axis, Point};
+use super::axes::{Axes, Axis, NOTHING, Point};
 use super::check::{Checked, Override};
 use super::paths;
 use super::problem::Problem;
@@ -16,13 +16,14 @@ use crate::error::Error;
 use crate::tasks::{Description, Kind, TaskSet};
 
 /// Axes on which answers do not depend: a reference serves all their values.
-const FREE: [Axis; 10] = [
+const FREE: [Axis; 11] = [
     Axis::Residency,
     Axis::MemoryBudget,
     Axis::MemoryLimit,
     Axis::MicroBatch,
     Axis::Offload,
     Axis::Guess,
+    Axis::Optimizations,
     Axis::Batch,
     Axis::Image,
     Axis::PromptTokens,
@@ -233,7 +234,10 @@ impl Planner<'_> {
             ModelKind::Graph => &of_graphs,
         };
         for (point, cell) in cells.iter().filter(|(point, _)| axes(point).matches(point)) {
-            if let Some(plan) = &cell.accuracy {
+            // What an optimization does to answers is what a reference without it shows.
+            let optimized = ![0, NOTHING].contains(&point.on(Axis::Optimizations))
+                && reference.axes.on(Axis::Optimizations).is_none();
+            if let (Some(plan), false) = (&cell.accuracy, optimized) {
                 let tasks = || plan.tasks.iter().map(|task| task.name.clone()).collect();
                 references.entry(representative(point)).or_insert_with(|| (cell.id.clone(), tasks()));
             }

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::axes::{Axis, Values};
 use super::power;
-use crate::cell::{Category, Flavour, ModelKind, ProviderKind, Scoring};
+use crate::cell::{Category, Flavour, ModelKind, ProviderKind, Scoring, Technique};
+use crate::optimizations;
 
 /// A value or a list of such values.
 fn axis(item: Value, description: &str) -> Value {
@@ -25,6 +26,7 @@ fn item(axis: Axis) -> Value {
         Values::CountsOr(word, maximum) => {
             json!({"oneOf": [{"const": word}, {"type": "integer", "minimum": 1, "maximum": maximum}]})
         }
+        Values::Optimizations => optimizations(),
         Values::Dimensions => json!({
             "type": "object",
             "additionalProperties": {"type": "integer", "minimum": 0},
@@ -33,6 +35,40 @@ fn item(axis: Axis) -> Value {
         Values::Budgets => json!({"type": "string", "pattern": "^(none|[0-9.]+ *([KMGT]iB|%))$"}),
         Values::Limits => json!({"type": "string", "pattern": "^(none|budget|[0-9.]+ *[KMGT]iB)$"}),
     }
+}
+
+/// A value of the axis `optimizations`: words, or techniques with their options.
+fn optimizations() -> Value {
+    let techniques: Value = Technique::ALL
+        .iter()
+        .map(|technique| {
+            let optimization = optimizations::of(*technique);
+            let options: Value = optimization
+                .options()
+                .iter()
+                .map(|option| {
+                    let description = format!(
+                        "{} One of: {}. Default: {}.",
+                        option.description,
+                        option.kind.describe(),
+                        option.default
+                    );
+                    (
+                        option.name.to_owned(),
+                        json!({"type": ["string", "number", "boolean"], "description": description}),
+                    )
+                })
+                .collect();
+            let mut schema = object(optimization.summary(), &[], options);
+            schema["type"] = json!(["object", "null"]);
+            (technique.name().to_owned(), schema)
+        })
+        .collect();
+    let names = Technique::NAMES.join("|");
+    json!({"oneOf": [
+        {"type": "string", "pattern": format!("^(none|all|({names})( *\\+ *({names}))*)$")},
+        {"type": "object", "additionalProperties": false, "minProperties": 1, "properties": techniques},
+    ]})
 }
 
 fn object(description: &str, required: &[&str], properties: Value) -> Value {
@@ -222,6 +258,7 @@ pub fn schema() -> Value {
             })),
             "measurement": object("How often and how long.", &[], plan),
             "strict_placement": {"type": "boolean", "description": "A cell whose nodes fall back to another provider is `unsupported`. Default false."},
+            "derived_dir": {"type": "string", "description": "The folder, relative to this file, for packages that optimizations derive (packs, edited graphs); they are kept and found again. Default: `derived` in this program's cache folder."},
             "offload_dir": {"type": "string", "description": "The folder, relative to this file, on whose disk the caches of cells with `offload: disk` wait. Default: the folder of the run's results."},
             "exclude": {"type": "array", "description": "Cells to leave out: all axes named must match.", "items": object("A rule.", &[], excluded)},
             "include": {"type": "array", "description": "Cells to add; an axis that is not named takes the matrix's values.", "items": object("A rule.", &[], axes.clone())},

@@ -23,7 +23,7 @@ use crate::cell::{
     Backend, Category, Cell, CellId, Dimensions, ElementType, Fill, Flavour, GraphPlan, InputPlan, MeasurementPlan,
     MemoryPlan, ModelRef, OutputPlan, Precision, PromptSource, ProviderKind, RuntimeRef, Status, Workload,
 };
-use crate::metrics::{self, FACTS, FactKind, SERIES};
+use crate::metrics::{self, FACTS, FactKind, IMPACT_SERIES, SERIES};
 use crate::protocol::{FactValue, Job, Message, PROTOCOL_VERSION, Work};
 
 /// What the fake does with a job.
@@ -104,6 +104,7 @@ impl FromStr for Behaviour {
 pub fn behaviour(script: &str, job: &Job) -> Result<Behaviour, String> {
     let subject = match &job.work {
         Work::Measure { cell, category, process, .. } => format!("{}/{category}/{process}", cell.id),
+        Work::Prepare { cell } => format!("prepare/{}", cell.id),
         Work::Ceilings { threads } => format!("ceilings/{threads}"),
         Work::Describe => "describe".to_owned(),
     };
@@ -164,7 +165,7 @@ pub fn run(job: &Job, behaviour: &Behaviour, emit: &mut dyn FnMut(Message)) {
                 emit(Message::Fact { name: ceiling.name.to_owned(), value: 1e10.into() });
             }
         }
-        Work::Describe => {}
+        Work::Describe | Work::Prepare { .. } => {}
     }
     emit(Message::Done);
 }
@@ -334,7 +335,7 @@ pub fn samples(cell: &Cell, category: Category, process: u32) -> Vec<(&'static s
     let repetitions = if category == Category::Memory { 1 } else { cell.measurement.repetitions };
     let factor = if cell.backend.provider == ProviderKind::OpenVino { 0.75 } else { 1.0 };
     let mut runs = Vec::new();
-    for series in SERIES.iter().filter(|series| series.category.is_none_or(|of| of == category)) {
+    for series in SERIES.iter().chain(IMPACT_SERIES).filter(|series| series.category.is_none_or(|of| of == category)) {
         // The fake's machine has a meter.
         if metrics::is_empty_for(series.name, cell) || metrics::is_estimate(series.name) {
             continue;

@@ -2,11 +2,16 @@
 
 use Category::{Accuracy, Operators, Speed};
 
-use super::{Fact, FactKind, joined, power};
+use super::{Fact, FactKind, impact, joined, optimizations, power};
 use crate::cell::Category;
 
 /// Every fact, in the order of their columns.
-pub const FACTS: &[Fact] = &joined::<_, { GENERAL.len() + power::FACTS.len() }>(GENERAL, power::FACTS);
+pub const FACTS: &[Fact] = &joined::<_, { OF_CELLS.len() + OF_IMPACT.len() }>(OF_CELLS, OF_IMPACT);
+
+const OF_CELLS: &[Fact] = &joined::<_, { GENERAL.len() + power::FACTS.len() }>(GENERAL, power::FACTS);
+
+const OF_IMPACT: &[Fact] =
+    &joined::<_, { impact::FACTS.len() + optimizations::FACTS.len() }>(impact::FACTS, optimizations::FACTS);
 
 const GENERAL: &[Fact] = &[
     fact("runtime_version", FactKind::Text, None, "Version of ONNX Runtime that was loaded."),

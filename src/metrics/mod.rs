@@ -4,11 +4,14 @@
 //! Definitions follow `docs/method.md`. Units stand in the names.
 
 mod facts;
+mod impact;
+mod optimizations;
 mod power;
 mod series;
 mod tasks;
 
 pub use facts::{CEILINGS, FACTS, IDENTITY};
+pub use impact::IMPACT_SERIES;
 pub use power::{depends_on_meter, is_estimate};
 pub use series::{MAY_BE_NEGATIVE, MAY_BE_ZERO, SERIES, is_empty_for};
 pub use tasks::{ITEM_FIGURES, TASK_FIGURES, TaskFigure, find_item_figure, find_task_figure};
@@ -90,7 +93,7 @@ pub fn find_ceiling(name: &str) -> Option<&'static Fact> {
 
 /// The series of that name.
 pub fn find_series(name: &str) -> Option<&'static Series> {
-    SERIES.iter().find(|series| series.name == name)
+    SERIES.iter().chain(IMPACT_SERIES).find(|series| series.name == name)
 }
 
 /// The fact of that name.
@@ -104,8 +107,12 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_snake_case() {
-        let mut names: Vec<_> =
-            SERIES.iter().map(|s| s.name).chain(FACTS.iter().chain(CEILINGS).map(|f| f.name)).collect();
+        let mut names: Vec<_> = SERIES
+            .iter()
+            .chain(IMPACT_SERIES)
+            .map(|s| s.name)
+            .chain(FACTS.iter().chain(CEILINGS).map(|f| f.name))
+            .collect();
         assert!(names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())));
         names.sort_unstable();
         let count = names.len();

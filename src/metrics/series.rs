@@ -300,6 +300,7 @@ const NEED_DECODE: &[&str] = &[
     "itl_seconds",
     "tpot_seconds",
     "decode_tokens_per_second",
+    "impact_decode_tokens_per_second",
     "decode_anonymous_bytes",
     "decode_file_backed_bytes",
     "decode_pss_bytes",
@@ -385,6 +386,7 @@ pub const MAY_BE_ZERO: &[&str] = &[
     "major_faults",
     "minor_faults",
     "disk_read_bytes",
+    "impact_read_bytes",
     // The allocator may place a small cache in pages that are resident already.
     "cache_measured_bytes",
 ];

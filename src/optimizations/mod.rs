@@ -4,16 +4,25 @@
 //! engine's [`Plan`]. The engine does not know which ones are on. They compose as long as no two of them give one knob
 //! different values ([`setup::Arms::of`]).
 
+mod activation_offload;
+mod arrange;
+mod budget;
 mod derive;
+mod disk_offload;
+mod disk_pipeline;
 mod options;
+mod pack;
 mod setup;
+mod sharding_streaming;
+mod smart_paging;
 
-pub use derive::{Derivation, Derived, Evidence, Stage, Workshop, find, prepare};
+pub use arrange::{Arranged, arm, arms, arrange, prepare};
+pub use derive::{Derivation, Evidence, Stage, Workshop};
 pub use options::{OptionKind, OptionSpec, Options};
-pub use setup::{Arms, Setup, Subject};
+pub use setup::{Arms, Setup, Subject, known};
 
-use crate::cell::{Cell, ImpactMetric, Technique};
-use crate::error::{Error, Result};
+use crate::cell::{Cell, ImpactMetric, Switched, Technique};
+use crate::error::{Error, Kind, Result};
 use crate::package::Package;
 use crate::protocol::Reporter;
 use crate::runtime::Runtime;
@@ -39,6 +48,11 @@ pub trait Optimization: Sync {
     /// # Errors
     /// Why not (of the kind `unsupported`): what the model or the provider lacks, named.
     fn check(&self, subject: &Subject, options: &Options) -> Result<()>;
+
+    /// Whether it makes a pack of a package that is none, so that axes which only packs have may be set.
+    fn derives_pack(&self, _options: &Options) -> bool {
+        false
+    }
 
     /// What it is compared with, where that is not simply the cell without it.
     ///
@@ -82,17 +96,51 @@ pub struct Examination<'a> {
 pub fn of(technique: Technique) -> &'static dyn Optimization {
     match technique {
         Technique::RuntimeMemory => &Missing(Technique::RuntimeMemory),
-        Technique::SmartPaging => &Missing(Technique::SmartPaging),
+        Technique::SmartPaging => &smart_paging::SmartPaging,
         Technique::AdaptiveMicrobatching => &Missing(Technique::AdaptiveMicrobatching),
         Technique::KernelFusion => &Missing(Technique::KernelFusion),
         Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
         Technique::TensorCompression => &Missing(Technique::TensorCompression),
-        Technique::ShardingStreaming => &Missing(Technique::ShardingStreaming),
-        Technique::DiskOffload => &Missing(Technique::DiskOffload),
+        Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,
+        Technique::DiskOffload => &disk_offload::DiskOffload,
         Technique::ModelSurgery => &Missing(Technique::ModelSurgery),
-        Technique::DiskPipeline => &Missing(Technique::DiskPipeline),
-        Technique::ActivationOffload => &Missing(Technique::ActivationOffload),
+        Technique::DiskPipeline => &disk_pipeline::DiskPipeline,
+        Technique::ActivationOffload => &activation_offload::ActivationOffload,
     }
+}
+
+/// Checks what a technique is told, and drops what is its default anyway.
+///
+/// # Errors
+/// An option that it does not have, a value that is none of the option's.
+pub fn check_options(switched: &mut Switched) -> std::result::Result<(), String> {
+    let specs = of(switched.technique).options();
+    Options::of(specs, switched)?;
+    switched.options.retain(|name, value| specs.iter().any(|spec| spec.name == name && spec.default != value));
+    Ok(())
+}
+
+/// The figure by which a technique is judged.
+pub fn objective(switched: &Switched) -> Option<ImpactMetric> {
+    let technique = of(switched.technique);
+    Some(technique.objective(&Options::of(technique.options(), switched).ok()?))
+}
+
+/// Whether the cell's optimizations make a pack of its package.
+pub fn derive_pack(cell: &Cell) -> bool {
+    let switched = cell.optimizations.iter().flat_map(|plan| &plan.switched);
+    switched.into_iter().any(|one| {
+        let technique = of(one.technique);
+        Options::of(technique.options(), one).is_ok_and(|options| technique.derives_pack(&options))
+    })
+}
+
+/// Why the cell's optimizations cannot stand together, or not with its axes, where its package is there to tell.
+pub fn contradiction(cell: &Cell) -> Option<String> {
+    cell.optimizations.as_ref().filter(|plan| !plan.switched.is_empty())?;
+    let package = Package::open(&cell.model.package).ok()?;
+    let error = Arms::of(cell, &package.manifest).err()?;
+    (error.root_kind() == Kind::Input).then(|| error.chain())
 }
 
 /// A technique that is not built yet.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::derive::Derivation;
 use super::options::Options;
-use crate::cell::{Backend, Cell, Flavour, Switched};
+use crate::cell::{Arm, Backend, Cell, Flavour, Switched};
 use crate::engine::Plan;
 use crate::error::{Error, Result};
 use crate::package::Manifest;
@@ -45,6 +45,8 @@ pub struct Setup {
     pub backend: Backend,
     /// Everything that the engine may be told.
     pub plan: Plan,
+    /// Whether the kernel may swap what exceeds the process's limit.
+    pub swap: bool,
 }
 
 impl Setup {
@@ -56,6 +58,7 @@ impl Setup {
             steps: Vec::new(),
             backend: cell.backend.clone(),
             plan: Plan::of(cell),
+            swap: false,
         }
     }
 
@@ -70,6 +73,7 @@ impl Setup {
         let mut knobs = BTreeMap::from([
             ("package".to_owned(), self.package.display().to_string()),
             ("flavour".to_owned(), self.flavour.to_string()),
+            ("swap".to_owned(), self.swap.to_string()),
         ]);
         for step in &self.steps {
             knobs.insert(step.stage().knob().to_owned(), step.describe());
@@ -96,11 +100,29 @@ pub struct Arms {
 }
 
 impl Arms {
+    /// One of them.
+    pub fn into_arm(self, arm: Arm) -> Setup {
+        match arm {
+            Arm::Baseline => self.baseline,
+            Arm::Optimized => self.optimized,
+        }
+    }
+
+    /// What the technique turned, and what only the baseline turns, as `knob=value`.
+    pub fn turned(&self, cell: &Cell) -> (String, String) {
+        let plain = Setup::plain(cell);
+        let words = |knobs: BTreeMap<String, String>| {
+            let words: Vec<_> = knobs.into_iter().map(|(knob, value)| format!("{knob}={value}")).collect();
+            words.join("; ")
+        };
+        (words(self.optimized.turned(&plain)), words(self.baseline.turned(&plain)))
+    }
+
     /// The arms of a cell; of one that switches nothing on, both are the cell itself.
     ///
     /// # Errors
-    /// A technique that cannot be applied (`unsupported`, named); two that turn one knob to different values, or one
-    /// that turns a knob which the cell's own axes have set.
+    /// A technique that cannot be applied (`unsupported`, named). A contradiction is a mistake of input: two that turn one
+    /// knob to different values, or one that turns a knob which the cell's own axes have set.
     pub fn of(cell: &Cell, manifest: &Manifest) -> Result<Self> {
         let plain = Setup::plain(cell);
         let mut arms = Self { baseline: plain.clone(), optimized: plain.clone() };
@@ -122,7 +144,7 @@ impl Arms {
             technique.apply(&mut alone, &subject, &options).map_err(named)?;
             for (knob, value) in alone.turned(&plain) {
                 if set_by_axes.contains_key(&knob) && !FREE.contains(&knob.as_str()) {
-                    return Err(Error::unsupported(format!("`{name}` and an axis of the cell both set the {knob}"))
+                    return Err(Error::new(format!("`{name}` and an axis of the cell both set the {knob}"))
                         .hint("leave the axis out, or the technique"));
                 }
                 agree(&mut turned, knob, value, name.name())?;
@@ -157,7 +179,7 @@ pub fn known(switched: &Switched) -> Result<(&'static dyn super::Optimization, O
 /// Takes down who turns a knob; two techniques may turn it to the same value.
 fn agree(turned: &mut BTreeMap<String, (String, String)>, knob: String, value: String, technique: &str) -> Result<()> {
     match turned.get(&knob) {
-        Some((other, before)) if *before != value => Err(Error::unsupported(format!(
+        Some((other, before)) if *before != value => Err(Error::new(format!(
             "`{other}` and `{technique}` exclude each other: both set the {knob}, one to `{before}`, the other to `{value}`"
         ))
         .hint("switch one of them on at a time")),

@@ -119,6 +119,13 @@ impl Collector {
         (end, raw)
     }
 
+    /// How a process ended that measures nothing; `None` where it did what it was told.
+    pub fn failed(mut self, ended: &Ended, timeout_seconds: f64, log: &Path) -> Option<JobEnd> {
+        let (status, reason, hint) = self.failure(ended, timeout_seconds, log)?;
+        let reason = reason.unwrap_or_else(|| "no reason was given".to_owned());
+        Some(JobEnd { seconds: ended.seconds, ..JobEnd::without_result(status, reason, hint) })
+    }
+
     fn check(&self, cell: &Cell, category: Category) -> Result<(), String> {
         validate::check(cell, category, &self.facts, &self.raw.samples)?;
         let alone = self.missing_reference.is_some();

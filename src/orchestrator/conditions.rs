@@ -1,5 +1,6 @@
 //! Under which conditions a worker runs: how long, with how much memory, and with what in the page cache.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::cell::{Cell, ModelKind};
@@ -30,15 +31,15 @@ impl Conditions {
         Self { timeout, ..Self::default() }
     }
 
-    /// Prepares a cell's: its group, and the page cache. The kernel charges a page to the group that brings it into the
+    /// Prepares those of a cell that runs this package: its group, and the page cache. The kernel charges a page to the group that brings it into the
     /// cache, so pages of the package that are there already would be held without being counted.
     ///
     /// # Errors
     /// A limit that cannot be set here, which makes the cell `unsupported`; a timeout that cannot be kept.
-    pub fn of(cell: &Cell) -> Result<Self> {
+    pub fn of(cell: &Cell, package: &Path) -> Result<Self> {
         let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
             .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
-        let mut conditions = Self { sampled: !cell.memory.is_empty(), ..Self::within(timeout) };
+        let mut conditions = Self { sampled: !cell.memory.is_empty() || cell.is_optimized(), ..Self::within(timeout) };
         let Some(limit) = cell.memory.limit_bytes else { return Ok(conditions) };
         let group = MemoryGroup::create(limit)?;
         if !group.swap_is_off() && MemoryLimits::now().swap_bytes != Some(0) {
@@ -47,7 +48,7 @@ impl Conditions {
             );
         }
         conditions.group = Some(group);
-        match evict(cell) {
+        match evict(cell, package) {
             Ok(bytes) => conditions.cached_bytes = Some(bytes),
             // The worker finds out what is wrong with its package, if something is.
             Err(error) => conditions.warnings.push(format!("the start may not be cold: {}", error.chain())),
@@ -57,8 +58,7 @@ impl Conditions {
 }
 
 /// Puts what the cell loads out of the page cache: a package's folder, or a graph's file and those beside it.
-fn evict(cell: &Cell) -> Result<u64> {
-    let path = &cell.model.package;
+fn evict(cell: &Cell, path: &Path) -> Result<u64> {
     if cell.kind() == ModelKind::Package {
         return page_cache::evict(path);
     }

@@ -17,6 +17,8 @@ use crate::results::{JobEnd, JobKey};
 const ANSWERS: &str = "reference.json";
 /// The distributions: too large to keep when no one needs them any more.
 const DISTRIBUTIONS: &str = "logits.bin";
+/// The baseline's answers, for the optimized arm of the same cell.
+const BASELINE: &str = "baseline.bin";
 /// The same of a graph's outputs.
 const OUTPUTS: &str = "outputs.bin";
 
@@ -77,6 +79,13 @@ pub fn has_files(folder: &RunFolder, cell: &Cell, reference: &CellId) -> bool {
 /// # Errors
 /// What the file system says.
 pub fn prepare(folder: &RunFolder, cell: &Cell, category: Category) -> Result<Option<PathBuf>> {
+    if category == Category::OptimizationImpact {
+        // The baseline's answers, for its own optimized arm.
+        folder.make_references()?;
+        let path = folder.reference(&cell.id);
+        fs::create_dir_all(&path).map_err(|error| write_error(&path, "cannot make", error))?;
+        return Ok(Some(path));
+    }
     let Some(reference) = of(cell, category) else { return Ok(None) };
     folder.make_references()?;
     let path = folder.reference(reference);
@@ -114,5 +123,8 @@ pub fn remove_distributions(record: &Record, folder: &RunFolder) {
         for name in [DISTRIBUTIONS, OUTPUTS] {
             let _ = fs::remove_file(folder.reference(reference).join(name));
         }
+    }
+    for cell in record.cells.iter().filter(|cell| cell.optimizations.is_some()) {
+        let _ = fs::remove_file(folder.reference(&cell.id).join(BASELINE));
     }
 }

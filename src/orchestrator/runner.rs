@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::cell::{Category, Cell, CellId, Status};
 use crate::config::Matrix;
 use crate::error::{Context, Error, Kind, Result};
+use crate::optimizations;
 use crate::orchestrator::child::{self, End, Worker};
 use crate::orchestrator::collect::{Collector, Line};
 use crate::orchestrator::conditions::Conditions;
@@ -21,7 +22,7 @@ use crate::results::folder::{self, RunFolder, write_error};
 use crate::results::journal::{Event, JOURNAL_VERSION, Journal};
 use crate::results::record::{self, Record};
 use crate::results::samples::SamplesFile;
-use crate::results::{JobEnd, JobKey, Outcome, Raw, Refusal, SampleRun, operators, summary, tasks, time};
+use crate::results::{JobEnd, JobKey, Outcome, Raw, Refusal, SampleRun, impact, operators, summary, tasks, time};
 
 /// How a matrix is run.
 pub struct Options<'a> {
@@ -124,6 +125,19 @@ pub fn resume(path: &Path, matrix: Option<&Matrix>, retry_failed: bool, mut opti
     runner.run()
 }
 
+/// The longest that packages may take to be derived: those of the largest models are read and written whole.
+const PREPARATION: Duration = Duration::from_secs(2 * 3600);
+
+/// The phase of a worker that derives a package, which is worth a word.
+const DERIVE: &str = "derive";
+
+/// What came of deriving packages.
+enum Prepared {
+    Ready,
+    Failed(JobEnd),
+    Interrupted,
+}
+
 struct Runner<'a> {
     folder: RunFolder,
     run_id: String,
@@ -131,6 +145,8 @@ struct Runner<'a> {
     samples: SamplesFile,
     record: Record,
     outcomes: BTreeMap<CellId, Outcome>,
+    /// Cells whose derived packages are there, and those for which they could not be made.
+    prepared: BTreeMap<CellId, Option<JobEnd>>,
     /// References that were run a second time: a third would change nothing.
     rerun: BTreeSet<JobKey>,
     options: Options<'a>,
@@ -139,8 +155,8 @@ struct Runner<'a> {
 impl<'a> Runner<'a> {
     fn new(folder: RunFolder, journal: Journal, samples: SamplesFile, record: Record, options: Options<'a>) -> Self {
         let run_id = folder.run_id();
-        let (outcomes, rerun) = (BTreeMap::new(), BTreeSet::new());
-        Self { folder, run_id, journal, samples, record, outcomes, rerun, options }
+        let (outcomes, prepared, rerun) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { folder, run_id, journal, samples, record, outcomes, prepared, rerun, options }
     }
 
     fn run(mut self) -> Result<Report> {
@@ -277,7 +293,16 @@ impl<'a> Runner<'a> {
         missing: Option<String>,
     ) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
-        let conditions = match Conditions::of(cell) {
+        let package = match self.prepare(cell, &library)? {
+            Prepared::Ready => match optimizations::arrange(cell, optimizations::arm(category, process)) {
+                Ok(arranged) => arranged.package,
+                // The worker finds out what is wrong with its package, if something is.
+                Err(_) => cell.model.package.clone(),
+            },
+            Prepared::Failed(end) => return Ok(Some((end, Raw::default()))),
+            Prepared::Interrupted => return Ok(None),
+        };
+        let conditions = match Conditions::of(cell, &package) {
             Ok(conditions) => conditions,
             Err(error) if error.root_kind() == Kind::Unsupported => return Ok(Some(unsupported(&error))),
             Err(error) => return Err(error),
@@ -286,7 +311,8 @@ impl<'a> Runner<'a> {
             None => references::prepare(&self.folder, cell, category)?,
             Some(_) => None,
         };
-        let offload = cell.memory.offload.then(|| self.folder.path().to_owned());
+        let offloads = cell.memory.offload || cell.is_optimized();
+        let offload = offloads.then(|| self.folder.path().to_owned());
         let offload = cell.offload_dir.clone().or(offload);
         let work = Work::Measure { cell: Box::new(cell.clone()), category, process, reference, offload };
         let order = Job { protocol: PROTOCOL_VERSION, library, work };
@@ -307,6 +333,36 @@ impl<'a> Runner<'a> {
             ended => ended?,
         };
         Ok((ended.end != End::Interrupted).then(|| collector.finish(cell, job.category, &ended, &log_path)))
+    }
+
+    /// Derives the packages that the cell's optimizations need, once in a session.
+    fn prepare(&mut self, cell: &Cell, library: &Path) -> Result<Prepared> {
+        if !cell.is_optimized() {
+            return Ok(Prepared::Ready);
+        }
+        if let Some(end) = self.prepared.get(&cell.id) {
+            return Ok(end.clone().map_or(Prepared::Ready, Prepared::Failed));
+        }
+        let work = Work::Prepare { cell: Box::new(cell.clone()) };
+        let order = Job { protocol: PROTOCOL_VERSION, library: library.to_owned(), work };
+        let log_path = self.folder.preparation_log(&cell.id);
+        let mut log = child::open_log(&log_path)?;
+        let mut collector = Collector::default();
+        let progress = &mut *self.options.progress;
+        let mut on_line = |line: &[u8]| match collector.line(line) {
+            Line::Phase(name, None) if name == DERIVE => progress.note(&format!("{}: deriving a package", cell.id)),
+            Line::Message | Line::Phase(..) => {}
+            Line::Noise => drop(log.write_all(line)),
+        };
+        let conditions = Conditions::within(PREPARATION);
+        let (worker, interrupt) = (&self.options.worker, &self.options.interrupt);
+        let ended = child::run(worker, &order, &log_path, &conditions, interrupt, &mut on_line)?;
+        if ended.end == End::Interrupted {
+            return Ok(Prepared::Interrupted);
+        }
+        let failed = collector.failed(&ended, PREPARATION.as_secs_f64(), &log_path);
+        self.prepared.insert(cell.id.clone(), failed.clone());
+        Ok(failed.map_or(Prepared::Ready, Prepared::Failed))
     }
 
     /// Makes the row of a cell of which no job is due.
@@ -356,6 +412,9 @@ impl<'a> Runner<'a> {
         }
         if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Operators)) {
             self.folder.replace(folder::OPERATORS, &operators::render(&self.run_id, ended(), mark)?)?;
+        }
+        if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::OptimizationImpact)) {
+            self.folder.replace(folder::IMPACT, &impact::render(&self.run_id, ended(), mark)?)?;
         }
         let rows = ended().map(|outcome| Row { run_id: &self.run_id, outcome });
         self.folder.replace(folder::SUMMARY, &summary::render(rows, mark)?)

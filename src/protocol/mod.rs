@@ -54,6 +54,11 @@ pub enum Work {
         #[serde(default)]
         offload: Option<PathBuf>,
     },
+    /// Derive the packages that a cell's optimizations run and that are not there yet.
+    Prepare {
+        /// The configuration.
+        cell: Box<Cell>,
+    },
     /// Measure what this machine can do at most (memory bandwidth, arithmetic), with this many threads.
     Ceilings {
         /// Threads used.

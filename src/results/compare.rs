@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::cell::{Category, Cell, Flavour, Status};
+use crate::cell::{Category, Cell, Flavour, Status, Switched};
 use crate::metrics::{self, Better, Series};
 use crate::results::Outcome;
 use crate::results::accuracy::{self, gate_failure};
@@ -45,9 +45,15 @@ pub fn same_configuration(a: &Cell, b: &Cell) -> bool {
         && a.threads == b.threads
         && a.memory.limit_bytes == b.memory.limit_bytes
         && a.workload == b.workload
+        && switched(a) == switched(b)
         && a.graph.as_ref().map(|graph| &graph.dimensions) == b.graph.as_ref().map(|graph| &graph.dimensions)
         && but_accuracy(a).eq(but_accuracy(b))
         && a.measurement == b.measurement
+}
+
+/// What a cell switches on; a file that says nothing of optimizations is as one that says `none`.
+fn switched(cell: &Cell) -> &[Switched] {
+    cell.optimizations.as_ref().map_or(&[], |plan| &plan.switched)
 }
 
 fn but_accuracy(cell: &Cell) -> impl Iterator<Item = &Category> {

@@ -23,6 +23,8 @@ pub const SAMPLES: &str = "samples.csv";
 pub const TASKS: &str = "tasks.csv";
 /// The table with a row for each node of each profiled cell.
 pub const OPERATORS: &str = "operators.csv";
+/// The table with a row for each figure of each cell whose optimizations are compared.
+pub const IMPACT: &str = "impact.csv";
 /// The machine and this program.
 pub const ENVIRONMENT: &str = "environment.json";
 /// The copy of the matrix file.
@@ -98,6 +100,11 @@ impl RunFolder {
     /// Where a job's process writes what it has to say.
     pub fn log(&self, job: &JobKey) -> PathBuf {
         self.path.join(LOGS).join(format!("{}.{}.{}.log", file_name(&job.cell.0), job.category, job.process))
+    }
+
+    /// Where the process that derives a cell's packages writes what it has to say.
+    pub fn preparation_log(&self, cell: &CellId) -> PathBuf {
+        self.path.join(LOGS).join(format!("{}.prepare.log", file_name(&cell.0)))
     }
 
     /// Where the process that measures the ceilings writes what it has to say.

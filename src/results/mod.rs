@@ -1,11 +1,13 @@
 //! What a run leaves behind: a folder with `summary.csv` (a row a cell), `samples.csv` (a row a raw measurement),
-//! `tasks.csv` (a row a cell and task, where accuracy is asked for),
+//! `tasks.csv` (a row a cell and task, where accuracy is asked for), `impact.csv` (a row a cell and figure, where
+//! optimizations are compared),
 //! `environment.json`, a copy of the matrix, the journal and logs. `docs/results.md` describes it to its readers.
 
 mod accuracy;
 pub mod columns;
 pub mod compare;
 pub mod folder;
+pub mod impact;
 pub mod journal;
 pub mod operators;
 mod outcome;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::{Category, Cell, CellId, Status};
+use crate::cell::{Arm, Category, Cell, CellId, Status};
 use crate::metrics::{self, Series};
 use crate::protocol::{FactValue, ItemResults, OperatorTime, TaskResult};
+use crate::results::impact::Impact;
 use crate::results::{accuracy, columns};
 use crate::stats::Summary;
 
@@ -129,6 +130,8 @@ pub struct Outcome {
     pub tasks: Vec<TaskResult>,
     /// Times of nodes, the longest first.
     pub operators: Vec<OperatorTime>,
+    /// What its optimizations do, where that was measured.
+    pub impact: Option<Impact>,
     /// When the first process started, ISO 8601; empty for a refused cell.
     pub started: String,
     /// Seconds of all processes.
@@ -158,18 +161,25 @@ impl Outcome {
         environment: Arc<serde_json::Value>,
     ) -> Self {
         let mut outcome = Self { ceilings, ..Self::empty(cell, environment) };
+        // Of two arms, the row is about the optimized one.
+        let of_row = |key: &JobKey| {
+            key.category != Category::OptimizationImpact || Arm::of_process(key.process) == Arm::Optimized
+        };
         let mut reasons: Vec<String> = Vec::new();
         for &category in &cell.categories {
-            let of_category: Vec<&JobResult> =
-                jobs.iter().filter(|(key, _)| key.category == category).map(|(_, job)| *job).collect();
-            let Some(worst) = of_category.iter().max_by_key(|job| job.end.status) else { continue };
+            let of_category = || jobs.iter().filter(|(key, _)| key.category == category);
+            let Some((key, worst)) = of_category().max_by_key(|(_, job)| job.end.status) else { continue };
             if worst.end.status == Status::Measured {
                 outcome.measured.push(category);
-                of_category.iter().for_each(|job| outcome.absorb(job));
+                of_category().filter(|(key, _)| of_row(key)).for_each(|(_, job)| outcome.absorb(job));
             } else {
                 outcome.status = outcome.status.max(worst.end.status);
                 let reason = worst.end.reason.as_deref().unwrap_or("no reason was given");
-                reasons.push(format!("{category}: {reason}"));
+                let arm = match (category, Arm::of_process(key.process)) {
+                    (Category::OptimizationImpact, Arm::Baseline) => "the baseline: ",
+                    _ => "",
+                };
+                reasons.push(format!("{category}: {arm}{reason}"));
                 outcome.hint = outcome.hint.take().or_else(|| worst.end.hint.clone());
             }
         }
@@ -181,8 +191,12 @@ impl Outcome {
                 }
             }
         }
+        if outcome.measured.contains(&Category::OptimizationImpact) {
+            outcome.impact = Impact::of(jobs);
+        }
         outcome.started = jobs.iter().map(|(_, job)| job.end.started.clone()).min().unwrap_or_default();
-        if let Some(conflict) = changed_between_processes(jobs) {
+        let of_row: Vec<_> = jobs.iter().copied().filter(|(key, _)| of_row(key)).collect();
+        if let Some(conflict) = changed_between_processes(&of_row) {
             outcome.status = outcome.status.max(Status::Invalid);
             reasons.push(conflict);
             outcome.hint = Some("start a new run: a resumed one would mix them".to_owned());
@@ -237,6 +251,7 @@ impl Outcome {
             summaries: BTreeMap::new(),
             tasks: Vec::new(),
             operators: Vec::new(),
+            impact: None,
             started: String::new(),
             seconds: 0.0,
             ceilings: BTreeMap::new(),
@@ -251,7 +266,9 @@ impl Outcome {
                 self.facts.insert(name.clone(), value.clone());
             }
         }
-        for run in &job.samples {
+        // Series of arms that are held against each other have no place among those of one configuration.
+        let of_row = |run: &&SampleRun| !metrics::IMPACT_SERIES.iter().any(|series| series.name == run.metric);
+        for run in job.samples.iter().filter(of_row) {
             self.samples.entry(run.metric).or_default().extend(&run.values);
         }
         self.tasks.extend_from_slice(&job.end.tasks);
@@ -264,6 +281,7 @@ impl Outcome {
         self.samples.clear();
         self.tasks.clear();
         self.operators.clear();
+        self.impact = None;
     }
 }
 

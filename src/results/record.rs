@@ -198,10 +198,16 @@ impl Record {
     }
 }
 
-/// Every job of a cell. Memory is measured once a process, so it takes several; the others repeat within one.
+/// Every job of a cell. Memory is measured once a process, so it takes several, and so do the arms of a comparison; the others repeat within one.
 pub fn jobs(cell: &Cell) -> impl Iterator<Item = JobKey> {
     cell.categories.iter().flat_map(move |&category| {
-        let processes = if category == Category::Memory { cell.measurement.processes.max(1) } else { 1 };
+        let repeated = cell.measurement.processes.max(1);
+        let processes = match category {
+            Category::Memory => repeated,
+            // Pairs, a process an arm.
+            Category::OptimizationImpact => 2 * repeated,
+            _ => 1,
+        };
         (0..processes).map(move |process| JobKey { cell: cell.id.clone(), category, process })
     })
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::cell::{Category, Cell, ProviderKind};
-use crate::metrics::{self, FactKind, SERIES, Series};
+use crate::cell::{Category, Cell, ImpactMetric, ProviderKind};
+use crate::metrics::{self, FactKind, IMPACT_SERIES, SERIES, Series};
 use crate::protocol::FactValue;
 use crate::results::{SampleRun, validate_power};
 
@@ -26,7 +26,7 @@ pub fn check(
     for run in samples {
         check_values(run)?;
     }
-    for series in SERIES.iter().filter(|series| series.category.is_none_or(|of| of == category)) {
+    for series in SERIES.iter().chain(IMPACT_SERIES).filter(|series| series.category.is_none_or(|of| of == category)) {
         check_present(cell, series, samples)?;
     }
     check_clock(category, facts, samples)?;
@@ -74,7 +74,10 @@ fn check_values(run: &SampleRun) -> Result<(), String> {
 }
 
 fn check_present(cell: &Cell, series: &Series, samples: &[SampleRun]) -> Result<(), String> {
-    let may_lack = metrics::is_empty_for(series.name, cell) || metrics::depends_on_meter(series.name);
+    // Not every kernel counts a process's reads.
+    let may_lack = metrics::is_empty_for(series.name, cell)
+        || metrics::depends_on_meter(series.name)
+        || series.name == ImpactMetric::BytesRead.name();
     let present = samples.iter().any(|run| run.metric == series.name && !run.values.is_empty());
     if present || may_lack { Ok(()) } else { Err(format!("no sample of `{}` was measured", series.name)) }
 }
@@ -116,7 +119,7 @@ fn check_memory_contains_weights(
     samples: &[SampleRun],
 ) -> Result<(), String> {
     let Some(FactValue::Integer(weights)) = facts.get("weights_bytes_per_step") else { return Ok(()) };
-    if !weights_in_host_memory(cell) || !cell.memory.holds_all_weights() {
+    if !weights_in_host_memory(cell) || !cell.holds_all_weights() {
         return Ok(());
     }
     let peaks = samples.iter().filter(|run| run.metric == "peak_rss_bytes").flat_map(|run| &run.values);

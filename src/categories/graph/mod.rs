@@ -21,5 +21,6 @@ pub fn of(category: Category) -> &'static dyn Measure {
         Category::Accuracy => &accuracy::Accuracy,
         Category::Power => &power::Power,
         Category::Operators => &operators::Operators,
+        Category::OptimizationImpact => &super::NotOfThisKind("packages"),
     }
 }

@@ -13,7 +13,7 @@ use crate::error::Result;
 /// Whether every run needs a prompt that the process has not seen: where weights are read while the model runs, the
 /// same one again would find what it needs in memory. Where caches wait on disk, there is also no way back.
 pub fn needs_fresh_prompts(cell: &Cell) -> bool {
-    cell.memory.offload || !cell.memory.holds_all_weights()
+    cell.memory.offload || !cell.holds_all_weights()
 }
 
 /// What both kinds of work need.

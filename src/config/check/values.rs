@@ -27,6 +27,10 @@ impl Checker<'_> {
             axes.set(Axis::Dimensions, self.dimensions(written, chooses));
             axes.stands_at(Axis::Dimensions, written.referenced);
         }
+        if let Some(written) = &entry.optimizations {
+            axes.set(Axis::Optimizations, self.optimizations(written));
+            axes.stands_at(Axis::Optimizations, written.referenced);
+        }
         for axis in Axis::ALL {
             let Some(written) = entry.on(axis) else { continue };
             let values = match axis.values() {
@@ -37,7 +41,7 @@ impl Checker<'_> {
                 Values::CountsOr(word, max) => self.counts_or(written, axis.name(), word, max),
                 Values::Images => self.images(written, axis.name()),
                 Values::Budgets | Values::Limits => self.amounts(written, axis),
-                Values::Dimensions => continue,
+                Values::Dimensions | Values::Optimizations => continue,
             };
             axes.set(axis, values);
             axes.stands_at(axis, written.referenced);
@@ -75,7 +79,27 @@ impl Checker<'_> {
             self.needs_accuracy(axis);
         }
         let indices = self.choices(axis, "categories", Category::NAMES);
-        indices.into_iter().map(|index| Category::ALL[index as usize]).collect()
+        let categories: Vec<_> = indices.into_iter().map(|index| Category::ALL[index as usize]).collect();
+        if categories.contains(&Category::OptimizationImpact) && !self.names_optimizations {
+            let message = "`optimization_impact` measures what `matrix: optimizations` switches on, and the file has no \
+                           such axis; add it (`all`, or names: `ortbench optimizations` lists them)";
+            self.problem(axis.referenced, message);
+        }
+        categories
+    }
+
+    /// The categories of a file that names none. What accuracy means, only its section can say; power, which takes its
+    /// time and a meter that few machines have, is asked for by its own, optimizations by their axis, and profiling by
+    /// those who want it.
+    pub(super) fn default_categories(&self, has_power: bool) -> Vec<Category> {
+        let by_default = |category: &Category| match category {
+            Category::Accuracy => self.has_accuracy || self.expects,
+            Category::Power => has_power,
+            Category::OptimizationImpact => self.names_optimizations,
+            Category::Operators => false,
+            Category::Speed | Category::Throughput | Category::Memory => true,
+        };
+        Category::ALL.iter().copied().filter(by_default).collect()
     }
 
     /// An axis whose values are read one by one; one that stands there twice is a mistake.

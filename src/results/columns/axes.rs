@@ -145,6 +145,12 @@ fn settings() -> Vec<Column> {
             },
         ),
         column(
+            "optimizations",
+            Kind::Text,
+            "Optimizations that the cell switches on, with what they are told, joined by `+`; `none` or empty without one.",
+            |row| Some(Value::Text(row.outcome.cell.optimizations.as_ref()?.to_string())),
+        ),
+        column(
             "dimensions",
             Kind::Text,
             "Sizes of a graph's free dimensions as `name=size`, separated by a space; empty where it has none.",

@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::{Column, Group, SCHEMA_VERSION, all, item_unit};
 use crate::cell::Category;
-use crate::metrics::ITEM_FIGURES;
-use crate::results::folder::{OPERATORS, SUMMARY, TASKS};
+use crate::metrics::{IMPACT_SERIES, ITEM_FIGURES, Series};
+use crate::results::folder::{IMPACT, OPERATORS, SUMMARY, TASKS};
+use crate::results::impact::{self, ImpactColumn};
 use crate::results::operators::{self, OperatorColumn};
 use crate::results::tasks::{self, TaskColumn};
 
@@ -53,6 +54,20 @@ pub fn markdown() -> String {
         let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {description} |");
     }
     text.push_str(
+        "\n## impact.csv\n\nA row for each figure of each cell whose optimizations are compared.\n\n\
+         | column | unit | type | meaning |\n|---|---|---|---|\n",
+    );
+    for ImpactColumn { name, kind, description, .. } in impact::COLUMNS {
+        let _ = writeln!(text, "| `{name}` | | {kind} | {description} |");
+    }
+    text.push_str(
+        "\n### Figures in impact.csv\n\nWhat `metric` may be; samples.csv has the runs of both arms under the same names.\n\n\
+         | metric | unit | meaning |\n|---|---|---|\n",
+    );
+    for Series { name, unit, description, .. } in IMPACT_SERIES {
+        let _ = writeln!(text, "| `{name}` | {unit} | {description} |");
+    }
+    text.push_str(
         "\n## Items in samples.csv\n\nWhat `metric` may be in a row that has a `task` and an `item`.\n\n\
          | metric | unit | meaning |\n|---|---|---|\n",
     );
@@ -90,6 +105,14 @@ pub fn json() -> serde_json::Value {
             "description": column.description,
         })
     };
+    let describe_impact = |column: &ImpactColumn| {
+        json!({
+            "name": column.name,
+            "unit": "",
+            "type": column.kind.to_string(),
+            "description": column.description,
+        })
+    };
     let items = ITEM_FIGURES.iter().map(
         |figure| json!({ "name": figure.name, "unit": item_unit(figure.name), "description": figure.description }),
     );
@@ -97,6 +120,7 @@ pub fn json() -> serde_json::Value {
         "schema_version": SCHEMA_VERSION,
         "columns": all().iter().map(describe).collect::<Vec<_>>(),
         "operator_columns": operators::COLUMNS.iter().map(describe_operator).collect::<Vec<_>>(),
+        "impact_columns": impact::COLUMNS.iter().map(describe_impact).collect::<Vec<_>>(),
         "task_columns": tasks::columns().iter().map(describe_task).collect::<Vec<_>>(),
         "item_metrics": items.collect::<Vec<_>>(),
     })
@@ -128,8 +152,16 @@ pub fn csv() -> Vec<Vec<String>> {
             .map(str::to_owned)
             .to_vec()
     };
+    let describe_impact = |column: &ImpactColumn| {
+        let kind = column.kind.to_string();
+        [column.name, "", &kind, "", Category::OptimizationImpact.name(), column.description, IMPACT]
+            .map(str::to_owned)
+            .to_vec()
+    };
     let summary = all().iter().map(describe);
-    let others = tasks::columns().iter().map(describe_task).chain(operators::COLUMNS.iter().map(describe_operator));
+    let others = tasks::columns().iter().map(describe_task);
+    let others = others.chain(operators::COLUMNS.iter().map(describe_operator));
+    let others = others.chain(impact::COLUMNS.iter().map(describe_impact));
     std::iter::once(header).chain(summary).chain(others).collect()
 }
 

@@ -11,6 +11,7 @@ mod axes;
 mod derived;
 mod dictionary;
 mod environment;
+mod impact;
 mod series;
 
 use std::fmt;
@@ -192,6 +193,7 @@ pub fn all() -> &'static [Column] {
         let mut columns = axes::columns();
         columns.extend(SERIES.iter().map(series::median));
         columns.extend(derived::columns());
+        columns.extend(impact::columns());
         let facts = FACTS.iter().filter(|fact| fact.name != axes::GATE);
         columns.extend(facts.map(|fact| fact_column(fact, Group::Facts, Source::Fact(fact.name))));
         columns.extend(CEILINGS.iter().map(|fact| fact_column(fact, Group::Ceilings, Source::Ceiling(fact.name))));

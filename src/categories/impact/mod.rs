@@ -1,0 +1,178 @@
+//! Optimization impact: a process an arm, in pairs; each serves the cell's sequences again and again, and the optimized
+//! arm's logits are held against those that the baseline left behind.
+
+mod answers;
+mod evidence;
+
+use std::time::Instant;
+
+use crate::categories::common;
+use crate::categories::feeding::{Feeding, Tokens, Turn};
+use crate::categories::resident::Observing;
+use crate::categories::{Context, Measure, disk};
+use crate::cell::{Arm, ImpactMetric};
+use crate::engine::Model;
+use crate::engine::serving::{Served, Server};
+use crate::error::{Error, Result};
+use crate::optimizations::{self, Examination};
+use crate::package::Package;
+use crate::probe::memory::{Counters, Resident};
+
+/// The category.
+pub struct Impact;
+
+impl Measure for Impact {
+    fn measure(&self, context: &Context) -> Result<()> {
+        let (cell, report) = (context.cell, context.report);
+        let arm = Arm::of_process(context.process);
+        let package = common::open_package(context)?;
+        let mut feeding = Feeding::of(Package::open(&package.root)?, &cell.workload)?;
+        feeding.report(report)?;
+        // What tokenizing costs is no part of an arm.
+        feeding.turn(Turn::Unmeasured(0))?;
+        let observing = Observing::start(context)?;
+        let loading = Instant::now();
+        let mut model = common::load_model(context, &package, &context.plan())?;
+        sample(context, ImpactMetric::Load, context.process, loading.elapsed().as_secs_f64())?;
+        disk::report_loader(&model, report)?;
+        let loaded = Resident::now()?;
+        let mut server = Server::new(&context.setup.plan.waves);
+
+        report.phase("warmup")?;
+        observing.enter("warmup");
+        let first = serve(context, &mut server, &mut model, &mut feeding, Turn::Unmeasured(0))?;
+        let first_run = first.waves.first().map_or(first.seconds, |wave| wave.prefill_seconds);
+        report.samples("first_run_seconds", context.process, vec![first_run])?;
+        for run in 0..cell.measurement.warmup {
+            serve(context, &mut server, &mut model, &mut feeding, Turn::Unmeasured(1 + run))?;
+        }
+        report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
+
+        observing.enter("measure");
+        let mut repetitions = common::Repetitions::new(&cell.measurement);
+        let mut counted = evidence::Counted::start(&model);
+        let mut smallest = f64::INFINITY;
+        while let Some(repetition) = repetitions.next() {
+            let (done, of) = repetitions.progress();
+            report.progress("measure", done, of)?;
+            let before = Counters::now()?;
+            let served = serve(context, &mut server, &mut model, &mut feeding, Turn::Measured(repetition))?;
+            let read = Counters::now()?.since(&before).read_bytes;
+            counted.add(&served);
+            repetitions.add(served.seconds);
+            smallest = served.waves.iter().map(shortest).fold(smallest, f64::min);
+            sample(context, ImpactMetric::Ttft, repetition, served.ttft_seconds())?;
+            sample(context, ImpactMetric::Throughput, repetition, served.tokens_per_second())?;
+            if let Some(rate) = served.decode_tokens_per_second() {
+                sample(context, ImpactMetric::Decode, repetition, rate)?;
+            }
+            if let Some(bytes) = read {
+                sample(context, ImpactMetric::BytesRead, repetition, bytes as f64)?;
+            }
+        }
+        let seen = observing.finish(context)?;
+        let peak = seen.peak().max(loaded.total);
+        sample(context, ImpactMetric::PeakResident, context.process, peak as f64)?;
+        seen.peak_of(ImpactMetric::PeakAnonymous.name(), None, |reading| reading.anonymous)?;
+        common::check_resolution(context, smallest)?;
+        if arm == Arm::Optimized {
+            counted.report(&model, report)?;
+        }
+        compare(context, arm, &package, &mut server, &mut model, &mut feeding)?;
+        drop((server, model));
+        if arm == Arm::Optimized {
+            say_what_acted(context, &package)?;
+        }
+        Ok(())
+    }
+}
+
+/// One queue of the cell's sequences.
+fn serve(
+    context: &Context,
+    server: &mut Server,
+    model: &mut Model,
+    feeding: &mut Feeding,
+    turn: Turn,
+) -> Result<Served> {
+    let (prompter, mut tokens) = feeding.turn(turn)?;
+    let prompts = prompter.prompts()?;
+    let generate = context.cell.workload.generate_tokens as usize;
+    server.serve(model, &prompts, generate, &mut |_, _, chosen| next(&mut tokens, chosen))
+}
+
+/// What is fed where this token was chosen.
+fn next(tokens: &mut Tokens, chosen: u32) -> u32 {
+    tokens.after(&mut vec![chosen]).first().copied().unwrap_or(chosen)
+}
+
+fn shortest(wave: &crate::engine::serving::Wave) -> f64 {
+    let step = wave.decode_seconds / wave.steps.max(1) as f64;
+    if wave.steps == 0 { wave.prefill_seconds } else { wave.prefill_seconds.min(step) }
+}
+
+fn sample(context: &Context, metric: ImpactMetric, repetition: u32, value: f64) -> Result<()> {
+    context.report.samples(metric.name(), repetition, vec![value])
+}
+
+/// The first baseline process leaves its answers behind; the first optimized one is held against them.
+fn compare(
+    context: &Context,
+    arm: Arm,
+    package: &Package,
+    server: &mut Server,
+    model: &mut Model,
+    feeding: &mut Feeding,
+) -> Result<()> {
+    let Some(folder) = context.reference.filter(|_| context.process < 2) else { return Ok(()) };
+    context.report.phase("answers")?;
+    let generate = context.cell.workload.generate_tokens as usize;
+    match arm {
+        Arm::Baseline => {
+            let (prompter, mut tokens) = feeding.turn(Turn::Measured(0))?;
+            let prompts = prompter.prompts()?;
+            let feed = &mut |_: usize, _: usize, chosen: u32| next(&mut tokens, chosen);
+            answers::record(server, model, &prompts, generate, feed, folder)
+        }
+        Arm::Optimized => {
+            let prompts = feeding.turn(Turn::Measured(0))?.0.prompts()?;
+            match answers::compare(server, model, package, prompts, folder) {
+                Ok(figures) => figures.report(context.report),
+                Err(error) if error.root_kind() == crate::error::Kind::Unsupported => {
+                    context.report.warning(format!("answers were not compared: {}", error.chain()))
+                }
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
+
+/// What shows that the techniques acted: knobs, what derivations said, and what each technique examines.
+fn say_what_acted(context: &Context, package: &Package) -> Result<()> {
+    let (cell, report) = (context.cell, context.report);
+    let arms = optimizations::arms(cell)?;
+    let (turned, baseline) = arms.turned(cell);
+    for (name, words) in [("impact_knobs", turned), ("impact_baseline_knobs", baseline)] {
+        if !words.is_empty() {
+            report.fact(name, words)?;
+        }
+    }
+    for (name, value) in context.evidence {
+        report.fact(name, value.clone())?;
+    }
+    let first = context.process == 1;
+    for switched in cell.optimizations.iter().flat_map(|plan| &plan.switched).filter(|_| first) {
+        let (technique, options) = optimizations::known(switched)?;
+        let exam = Examination { runtime: context.runtime, cell, setup: context.setup, package, report };
+        report.phase("examine")?;
+        for (name, value) in technique.examine(&exam, &options)? {
+            report.fact(&name, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Why nothing can be compared.
+fn lost(cause: &str) -> Error {
+    Error::unsupported(format!("the baseline's answers {cause}"))
+}
