@@ -11,6 +11,7 @@ mod compare;
 mod doctor;
 mod doctor_gpu;
 mod generate;
+mod optimizations;
 mod pack;
 mod plan;
 mod run;
@@ -50,6 +51,8 @@ pub enum Command {
     Columns(columns::Args),
     /// Print the JSON Schema of the matrix file.
     Schema(schema::Args),
+    /// List the optimizations that a matrix can switch on, or say what one does and what it can be told.
+    Optimizations(optimizations::Args),
     /// List the task sets that the program describes, print a description, or show how it renders a file of items.
     Tasks(tasks::Args),
     /// Run one job from standard input (used by `run`).
@@ -72,6 +75,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Runtime(args) => runtime::run(args),
         Command::Columns(args) => columns::run(args),
         Command::Schema(args) => schema::run(args),
+        Command::Optimizations(args) => optimizations::run(args),
         Command::Tasks(args) => tasks::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Sandbox(args) => sandbox::run(args),

@@ -1,6 +1,8 @@
 //! The comparison of a run as a table for people: backends side by side, medians with their spread, and ratios with
 //! their interval.
 
+mod optimized;
+
 use std::fmt::Write;
 
 use crate::cell::{Category, Cell, Flavour, Status, Switched};
@@ -76,6 +78,11 @@ pub fn render(outcomes: &[Outcome]) -> String {
     if groups.iter().any(|group| accuracy::shows_errors(group)) {
         text.push_str("Behind figures of accuracy, ± is the standard error.\n");
     }
+    let optimized = optimized::render(outcomes);
+    if !optimized.is_empty() && !text.is_empty() {
+        text.push('\n');
+    }
+    text.push_str(&optimized);
     text
 }
 
@@ -83,7 +90,7 @@ pub fn render(outcomes: &[Outcome]) -> String {
 /// own; where a backend has only one flavour (no other runs on it), flavours stand side by side.
 fn groups(outcomes: &[Outcome]) -> Vec<Vec<&Outcome>> {
     let mut groups: Vec<Vec<&Outcome>> = Vec::new();
-    for outcome in outcomes {
+    for outcome in outcomes.iter().filter(|outcome| !optimized::only_impact(&outcome.cell)) {
         match groups.iter_mut().find(|group| same_configuration(&group[0].cell, &outcome.cell)) {
             Some(group) => group.push(outcome),
             None => groups.push(vec![outcome]),
