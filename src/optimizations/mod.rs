@@ -5,6 +5,7 @@
 //! different values ([`setup::Arms::of`]).
 
 mod derive;
+pub mod model_surgery;
 mod options;
 mod setup;
 
@@ -89,7 +90,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::TensorCompression => &Missing(Technique::TensorCompression),
         Technique::ShardingStreaming => &Missing(Technique::ShardingStreaming),
         Technique::DiskOffload => &Missing(Technique::DiskOffload),
-        Technique::ModelSurgery => &Missing(Technique::ModelSurgery),
+        Technique::ModelSurgery => &model_surgery::ModelSurgery,
         Technique::DiskPipeline => &Missing(Technique::DiskPipeline),
         Technique::ActivationOffload => &Missing(Technique::ActivationOffload),
     }

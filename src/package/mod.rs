@@ -4,6 +4,7 @@ mod chat;
 pub mod edition;
 mod genai;
 mod image;
+mod kept;
 mod manifest;
 pub mod npy;
 pub mod onnx;
@@ -12,6 +13,7 @@ mod special;
 
 pub use chat::{ChatMessage, ChatTemplate, Content, Part};
 pub use image::{Image, Resample};
+pub use kept::{KEPT_TOKENS, KeptTokens};
 pub use manifest::*;
 pub use special::SpecialTexts;
 
