@@ -27,12 +27,17 @@ const MANIFEST: &str = "manifest.json";
 
 /// Constants of at most so many bytes lie in the graph, where ONNX Runtime looks at them while it optimizes.
 const INSIDE: usize = 4 << 10;
-/// Constants outside begin at multiples of this, so that large ones can be mapped.
-const ALIGNMENT: u64 = 4096;
+/// Large constants outside begin at a page, so that they can be mapped; others at a cache line. As the exporter has it.
+const LARGE: u64 = 1 << 20;
+const LARGE_ALIGNMENT: u64 = 4096;
+const SMALL_ALIGNMENT: u64 = 64;
 /// Bytes that are copied at a time.
 const PIECE: usize = 8 << 20;
 /// A file of constants is kept whole while at most this share of it is no longer used.
 const SLACK: f64 = 0.02;
+
+/// Where ranges of bytes were copied to, by file, the constant's place in it, and the ranges within the constant.
+type Places = BTreeMap<(usize, u64, Vec<(u64, u64)>), u64>;
 
 /// A package that is being edited. Nothing is written before [`Edition::write`].
 #[derive(Debug)]
@@ -251,7 +256,7 @@ impl<'a> Edition<'a> {
         let data_file = if keeps { NEW_DATA } else { DATA };
         let mut data = Data::create(&folder.join(data_file))?;
         let mut external = Vec::new();
-        let mut places: BTreeMap<(usize, u64, Vec<(u64, u64)>), u64> = BTreeMap::new();
+        let mut places: Places = BTreeMap::new();
         self.graph.initializer = Vec::with_capacity(names.len());
         for name in &names {
             let tensor = if let Some(constant) = self.new.get(name) {
@@ -330,13 +335,7 @@ impl<'a> Edition<'a> {
     }
 
     /// Copies ranges of a constant behind what was written; returns where they begin.
-    fn copy(
-        &self,
-        data: &mut Data,
-        places: &mut BTreeMap<(usize, u64, Vec<(u64, u64)>), u64>,
-        from: &str,
-        ranges: &[Range<u64>],
-    ) -> Result<u64> {
+    fn copy(&self, data: &mut Data, places: &mut Places, from: &str, ranges: &[Range<u64>]) -> Result<u64> {
         let read = |range| self.source.read(from, range);
         let place = self.source.tensor(from).map(|stored| stored.place);
         let Some(Place::Outside(file, at)) = place else { return data.copy(ranges, read) };
@@ -461,21 +460,22 @@ impl Data {
         })
     }
 
-    /// Room for a constant; returns where it begins.
-    fn begin(&mut self) -> Result<u64> {
-        let missing = self.bytes.next_multiple_of(ALIGNMENT) - self.bytes;
+    /// Room for a constant of so many bytes; returns where it begins.
+    fn begin(&mut self, length: u64) -> Result<u64> {
+        let alignment = if length >= LARGE { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT };
+        let missing = self.bytes.next_multiple_of(alignment) - self.bytes;
         self.put(&vec![0; missing as usize])?;
         Ok(self.bytes)
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<u64> {
-        let offset = self.begin()?;
+        let offset = self.begin(bytes.len() as u64)?;
         self.put(bytes)?;
         Ok(offset)
     }
 
     fn copy(&mut self, ranges: &[Range<u64>], read: impl Fn(Range<u64>) -> Result<Vec<u8>>) -> Result<u64> {
-        let offset = self.begin()?;
+        let offset = self.begin(ranges.iter().map(|range| range.end - range.start).sum())?;
         for range in ranges {
             for start in range.clone().step_by(PIECE) {
                 self.put(&read(start..range.end.min(start + PIECE as u64))?)?;

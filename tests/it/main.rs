@@ -29,6 +29,7 @@ mod rewinding;
 mod sandbox;
 mod scoring;
 mod streamed;
+mod surgery;
 mod tables;
 mod tasks;
 mod templates;

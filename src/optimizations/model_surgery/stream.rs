@@ -51,7 +51,7 @@ impl Stream {
 
         let makers = makers(graph);
         let keys = decoder.layers(PortRole::PresentKey);
-        if keys.is_empty() || joins.len() % keys.len() != 0 {
+        if keys.is_empty() || !joins.len().is_multiple_of(keys.len()) {
             let (joins, layers) = (joins.len(), keys.len());
             return Err(unclear(&format!("{joins} values are added to the stream by {layers} layers with a cache")));
         }

@@ -156,7 +156,7 @@ fn cut_head(edition: &mut Edition, decoder: &Graph, old: u64, rows: &[usize]) ->
             if dequantize.int("axis") != Some(0) {
                 return Err(unknown("the head's weights are quantized along the vocabulary"));
             }
-            if rows.len() % 2 != 0 {
+            if !rows.len().is_multiple_of(2) {
                 return Err(unknown("an odd number of tokens"));
             }
             for name in dequantize.input.iter().filter(|name| !name.is_empty()) {
