@@ -18,6 +18,7 @@ mod run;
 mod runtime;
 mod sandbox;
 mod schema;
+mod surgery;
 mod tasks;
 mod worker;
 
@@ -43,6 +44,8 @@ pub enum Command {
     Generate(generate::Args),
     /// Turn a package into a pack, whose weights are read when they are needed: for models larger than memory.
     Pack(pack::Args),
+    /// Cut layers, experts or tokens off a model, by what is measured of them, into a package of its own.
+    Surgery(surgery::Args),
     /// Say which runtimes, providers, meters and limits this machine has, and what adds the missing ones.
     Doctor(doctor::Args),
     /// Install or list builds of ONNX Runtime.
@@ -71,6 +74,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Compare(args) => compare::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Pack(args) => pack::run(args),
+        Command::Surgery(args) => surgery::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Columns(args) => columns::run(args),

@@ -10,6 +10,7 @@ mod budget;
 mod derive;
 mod disk_offload;
 mod disk_pipeline;
+pub mod model_surgery;
 mod options;
 mod pack;
 mod setup;
@@ -103,7 +104,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::TensorCompression => &Missing(Technique::TensorCompression),
         Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,
         Technique::DiskOffload => &disk_offload::DiskOffload,
-        Technique::ModelSurgery => &Missing(Technique::ModelSurgery),
+        Technique::ModelSurgery => &model_surgery::ModelSurgery,
         Technique::DiskPipeline => &disk_pipeline::DiskPipeline,
         Technique::ActivationOffload => &activation_offload::ActivationOffload,
     }

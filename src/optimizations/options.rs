@@ -29,6 +29,8 @@ pub enum OptionKind {
     CountOr(&'static str, u32, u32),
     /// A share as `50%`.
     Share,
+    /// A count, a share as `25%`, or this word.
+    AmountOr(&'static str),
     /// A number above 0, or this word.
     NumberOr(&'static str),
     /// Any text: a path, a list.
@@ -43,6 +45,7 @@ impl OptionKind {
             Self::Count(low, high) => format!("{low} to {high}"),
             Self::CountOr(word, low, high) => format!("{word}, or {low} to {high}"),
             Self::Share => "a share as 50%".to_owned(),
+            Self::AmountOr(word) => format!("{word}, a count, or a share as 25%"),
             Self::NumberOr(word) => format!("{word}, or a number above 0"),
             Self::Text => "a text".to_owned(),
         }
@@ -58,6 +61,7 @@ impl OptionKind {
             Self::Count(low, high) => count(low, high),
             Self::CountOr(word, low, high) => text == word || count(low, high),
             Self::Share => share(text).is_some(),
+            Self::AmountOr(word) => text == word || text.parse::<u32>().is_ok() || share(text).is_some(),
             Self::NumberOr(word) => {
                 text == word || text.parse::<f64>().is_ok_and(|value| value.is_finite() && value > 0.0)
             }

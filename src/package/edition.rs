@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -26,12 +27,17 @@ const MANIFEST: &str = "manifest.json";
 
 /// Constants of at most so many bytes lie in the graph, where ONNX Runtime looks at them while it optimizes.
 const INSIDE: usize = 4 << 10;
-/// Constants outside begin at multiples of this, so that large ones can be mapped.
-const ALIGNMENT: u64 = 4096;
+/// Large constants outside begin at a page, so that they can be mapped; others at a cache line. As the exporter has it.
+const LARGE: u64 = 1 << 20;
+const LARGE_ALIGNMENT: u64 = 4096;
+const SMALL_ALIGNMENT: u64 = 64;
 /// Bytes that are copied at a time.
 const PIECE: usize = 8 << 20;
 /// A file of constants is kept whole while at most this share of it is no longer used.
 const SLACK: f64 = 0.02;
+
+/// Where ranges of bytes were copied to, by file, the constant's place in it, and the ranges within the constant.
+type Places = BTreeMap<(usize, u64, Vec<(u64, u64)>), u64>;
 
 /// A package that is being edited. Nothing is written before [`Edition::write`].
 #[derive(Debug)]
@@ -55,7 +61,25 @@ pub struct Edition<'a> {
 struct Constant {
     data_type: i32,
     dims: Vec<i64>,
-    bytes: Vec<u8>,
+    content: Content,
+}
+
+/// Where the bytes of a constant come from.
+#[derive(Debug)]
+enum Content {
+    /// From the edit.
+    Made(Vec<u8>),
+    /// From ranges of one of the package's constants, one after the other.
+    Taken { from: String, ranges: Vec<Range<u64>> },
+}
+
+impl Content {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Made(bytes) => bytes.len() as u64,
+            Self::Taken { ranges, .. } => ranges.iter().map(|range| range.end - range.start).sum(),
+        }
+    }
 }
 
 impl<'a> Edition<'a> {
@@ -79,6 +103,11 @@ impl<'a> Edition<'a> {
         Ok(Self { package, decoder, source, new, graph, manifest: package.manifest.clone(), files })
     }
 
+    /// The package that is edited.
+    pub fn package(&self) -> &Package {
+        self.package
+    }
+
     /// The package as it was: its constants, by name.
     pub fn source(&self) -> &Source {
         &self.source
@@ -87,13 +116,64 @@ impl<'a> Edition<'a> {
     /// Gives a constant (new, or of the package) that type, those dimensions and bytes.
     pub fn set(&mut self, name: &str, data_type: i32, dims: &[u64], bytes: Vec<u8>) {
         let dims = dims.iter().map(|&size| size as i64).collect();
-        self.new.insert(name.to_owned(), Constant { data_type, dims, bytes });
+        self.new.insert(name.to_owned(), Constant { data_type, dims, content: Content::Made(bytes) });
+    }
+
+    /// Gives a constant those dimensions and, one after the other, these ranges of bytes of the package's constant
+    /// `from`, which are copied when the edition is written.
+    ///
+    /// # Errors
+    /// A name that the package has no constant of.
+    pub fn take(&mut self, name: &str, from: &str, dims: &[u64], ranges: Vec<Range<u64>>) -> Result<()> {
+        let stored = self.source.tensor(from);
+        let data_type = stored.ok_or_else(|| Error::new(format!("the package has no constant `{from}`")))?.data_type;
+        let dims = dims.iter().map(|&size| size as i64).collect();
+        let content = Content::Taken { from: from.to_owned(), ranges };
+        self.new.insert(name.to_owned(), Constant { data_type, dims, content });
+        Ok(())
+    }
+
+    /// Calls a constant by another name, which nodes must then use.
+    ///
+    /// # Errors
+    /// As [`Edition::take`].
+    pub fn rename(&mut self, from: &str, to: &str) -> Result<()> {
+        if let Some(constant) = self.new.remove(from) {
+            self.new.insert(to.to_owned(), constant);
+            return Ok(());
+        }
+        let stored = self.source.tensor(from);
+        let stored = stored.ok_or_else(|| Error::new(format!("the package has no constant `{from}`")))?;
+        let (dims, bytes) = (stored.dims.clone(), stored.bytes);
+        self.take(to, from, &dims, std::iter::once(0..bytes).collect())
+    }
+
+    /// Names, types and dimensions of the constants that the graph reads as it is now.
+    pub fn constants_read(&self) -> Vec<(String, i32, Vec<u64>)> {
+        let described = |name: String| {
+            let (data_type, dims) = match (self.new.get(&name), self.source.tensor(&name)) {
+                (Some(new), _) => (new.data_type, new.dims.iter().map(|&size| size as u64).collect()),
+                (None, Some(stored)) => (stored.data_type, stored.dims.clone()),
+                (None, None) => return None,
+            };
+            Some((name, data_type, dims))
+        };
+        self.constants().into_iter().filter_map(described).collect()
     }
 
     /// The decoder's entry in the manifest.
     ///
     /// # Errors
     /// A manifest that an edit left without one.
+    pub fn decoder(&self) -> Result<&Graph> {
+        let found = self.manifest.graphs.iter().find(|graph| graph.file == self.decoder.file);
+        found.ok_or_else(|| Error::new("the edited manifest has no decoder graph; this is a bug"))
+    }
+
+    /// The same, to change.
+    ///
+    /// # Errors
+    /// As [`Edition::decoder`].
     pub fn decoder_mut(&mut self) -> Result<&mut Graph> {
         let file = &self.decoder.file;
         let found = self.manifest.graphs.iter_mut().find(|graph| graph.file == *file);
@@ -119,8 +199,12 @@ impl<'a> Edition<'a> {
         Package::open(folder)
     }
 
-    /// Leaves out nodes of which nothing is read, and notes of shapes that edits may have changed.
-    fn remove_dead(&mut self) -> Result<()> {
+    /// Leaves out nodes of which nothing is read, and notes of shapes that edits may have changed; an edition that is
+    /// written does so too.
+    ///
+    /// # Errors
+    /// A graph that reads what nothing makes.
+    pub fn remove_dead(&mut self) -> Result<()> {
         let mut wanted: HashSet<String> = self.graph.output.iter().map(|output| output.name().to_owned()).collect();
         let mut live = vec![false; self.graph.node.len()];
         for (place, node) in self.graph.node.iter().enumerate().rev() {
@@ -156,15 +240,13 @@ impl<'a> Edition<'a> {
         Ok(())
     }
 
-    /// Names of the constants that are read, in the package's order, new ones last.
+    /// Names of the constants that are read, in the order of their use.
     fn constants(&self) -> Vec<String> {
-        let mut read: HashSet<&str> = self.graph.node.iter().flat_map(|node| node.reads()).collect();
-        read.extend(self.graph.output.iter().map(ValueInfoProto::name));
-        let old = self.source.graph.initializer.iter().map(TensorProto::name).filter(|name| read.contains(name));
-        let mut names: Vec<String> = old.map(str::to_owned).collect();
-        let known: HashSet<String> = names.iter().cloned().collect();
-        names.extend(self.new.keys().filter(|name| read.contains(name.as_str()) && !known.contains(*name)).cloned());
-        names
+        let mut seen: HashSet<&str> = HashSet::new();
+        let outputs = self.graph.output.iter().map(ValueInfoProto::name);
+        let read = self.graph.node.iter().flat_map(NodeProto::reads).chain(outputs);
+        let constant = |name: &&str| self.new.contains_key(*name) || self.source.tensor(name).is_some();
+        read.filter(|name| constant(name) && seen.insert(name)).map(str::to_owned).collect()
     }
 
     fn write_into(&mut self, folder: &Path) -> Result<()> {
@@ -174,7 +256,7 @@ impl<'a> Edition<'a> {
         let data_file = if keeps { NEW_DATA } else { DATA };
         let mut data = Data::create(&folder.join(data_file))?;
         let mut external = Vec::new();
-        let mut places: BTreeMap<(usize, u64, u64), u64> = BTreeMap::new();
+        let mut places: Places = BTreeMap::new();
         self.graph.initializer = Vec::with_capacity(names.len());
         for name in &names {
             let tensor = if let Some(constant) = self.new.get(name) {
@@ -184,14 +266,22 @@ impl<'a> Edition<'a> {
                     dims: constant.dims.clone(),
                     ..TensorProto::default()
                 };
-                if tensor.bytes() != constant.bytes.len() as u64 {
+                let length = constant.content.bytes();
+                if tensor.bytes() != length {
                     return Err(Error::new(format!("the edited constant `{name}` has a wrong length; this is a bug")));
                 }
-                if constant.bytes.len() <= INSIDE {
-                    TensorProto { raw_data: Some(constant.bytes.clone()), ..tensor }
-                } else {
-                    let offset = data.add(&constant.bytes)?;
-                    tensor.at(data_file, offset, constant.bytes.len() as u64)
+                let inside = length <= INSIDE as u64;
+                match &constant.content {
+                    Content::Made(bytes) if inside => TensorProto { raw_data: Some(bytes.clone()), ..tensor },
+                    Content::Made(bytes) => tensor.at(data_file, data.add(bytes)?, length),
+                    Content::Taken { from, ranges } if inside => {
+                        let pieces = ranges.iter().map(|range| self.source.read(from, range.clone()));
+                        TensorProto { raw_data: Some(pieces.collect::<Result<Vec<_>>>()?.concat()), ..tensor }
+                    }
+                    Content::Taken { from, ranges } => {
+                        let offset = self.copy(&mut data, &mut places, from, ranges)?;
+                        tensor.at(data_file, offset, length)
+                    }
                 }
             } else {
                 let stored = self.source.tensor(name).ok_or_else(|| Error::new(format!("`{name}` is no constant")))?;
@@ -205,14 +295,9 @@ impl<'a> Edition<'a> {
                         }
                         tensor.clone()
                     }
-                    // Tied weights are two names for the same bytes.
-                    Place::Outside(file, at) => {
-                        let key = (file, at, stored.bytes);
-                        let offset = match places.get(&key) {
-                            Some(&offset) => offset,
-                            None => data.copy(stored.bytes, |range| self.source.read(name, range))?,
-                        };
-                        places.insert(key, offset);
+                    Place::Outside(..) => {
+                        let whole = 0..stored.bytes;
+                        let offset = self.copy(&mut data, &mut places, name, std::slice::from_ref(&whole))?;
                         tensor.at(data_file, offset, stored.bytes)
                     }
                 }
@@ -247,6 +332,21 @@ impl<'a> Edition<'a> {
         Manifest::parse(&text).context("the edited manifest contradicts itself; this is a bug")?;
         write_file(folder, MANIFEST, &text)?;
         Ok(())
+    }
+
+    /// Copies ranges of a constant behind what was written; returns where they begin.
+    fn copy(&self, data: &mut Data, places: &mut Places, from: &str, ranges: &[Range<u64>]) -> Result<u64> {
+        let read = |range| self.source.read(from, range);
+        let place = self.source.tensor(from).map(|stored| stored.place);
+        let Some(Place::Outside(file, at)) = place else { return data.copy(ranges, read) };
+        // Tied weights are two names for the same bytes.
+        let key = (file, at, ranges.iter().map(|range| (range.start, range.end)).collect());
+        if let Some(&offset) = places.get(&key) {
+            return Ok(offset);
+        }
+        let offset = data.copy(ranges, read)?;
+        places.insert(key, offset);
+        Ok(offset)
     }
 
     /// Whether the package's files of constants stay: nearly all of their bytes are still read.
@@ -360,23 +460,26 @@ impl Data {
         })
     }
 
-    /// Room for a constant; returns where it begins.
-    fn begin(&mut self) -> Result<u64> {
-        let missing = self.bytes.next_multiple_of(ALIGNMENT) - self.bytes;
+    /// Room for a constant of so many bytes; returns where it begins.
+    fn begin(&mut self, length: u64) -> Result<u64> {
+        let alignment = if length >= LARGE { LARGE_ALIGNMENT } else { SMALL_ALIGNMENT };
+        let missing = self.bytes.next_multiple_of(alignment) - self.bytes;
         self.put(&vec![0; missing as usize])?;
         Ok(self.bytes)
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<u64> {
-        let offset = self.begin()?;
+        let offset = self.begin(bytes.len() as u64)?;
         self.put(bytes)?;
         Ok(offset)
     }
 
-    fn copy(&mut self, length: u64, read: impl Fn(std::ops::Range<u64>) -> Result<Vec<u8>>) -> Result<u64> {
-        let offset = self.begin()?;
-        for start in (0..length).step_by(PIECE) {
-            self.put(&read(start..length.min(start + PIECE as u64))?)?;
+    fn copy(&mut self, ranges: &[Range<u64>], read: impl Fn(Range<u64>) -> Result<Vec<u8>>) -> Result<u64> {
+        let offset = self.begin(ranges.iter().map(|range| range.end - range.start).sum())?;
+        for range in ranges {
+            for start in range.clone().step_by(PIECE) {
+                self.put(&read(start..range.end.min(start + PIECE as u64))?)?;
+            }
         }
         Ok(offset)
     }

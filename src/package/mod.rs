@@ -4,6 +4,7 @@ mod chat;
 pub mod edition;
 mod genai;
 mod image;
+mod kept;
 mod manifest;
 pub mod npy;
 pub mod onnx;
@@ -12,6 +13,7 @@ mod special;
 
 pub use chat::{ChatMessage, ChatTemplate, Content, Part};
 pub use image::{Image, Resample};
+pub use kept::{KEPT_TOKENS, KeptTokens};
 pub use manifest::*;
 pub use special::SpecialTexts;
 
@@ -25,9 +27,6 @@ use rayon::prelude::*;
 use crate::cell::{Flavour, Precision, Workload};
 use crate::digest;
 use crate::error::{Context, Error, Result};
-
-/// The file of a package with a trimmed vocabulary that names the old id of each token, as a JSON list.
-pub const KEPT_TOKENS: &str = "kept_tokens.json";
 
 /// A model's folder whose manifest was read and whose files were found at their sizes.
 #[derive(Debug, Clone)]
@@ -159,23 +158,6 @@ impl Package {
         let (tokens, image) = (&self.manifest.tokens, &self.manifest.image);
         let image = image.as_ref().map(|image| [image.image_token, image.vision_start, image.vision_end]);
         tokens.eos.iter().copied().chain(tokens.pad).chain(tokens.bos).chain(image.into_iter().flatten()).collect()
-    }
-
-    /// Of a package whose vocabulary was trimmed, the old id of each token.
-    ///
-    /// # Errors
-    /// A file that is damaged.
-    pub fn kept_tokens(&self) -> Result<Option<Vec<u32>>> {
-        if !self.manifest.files.iter().any(|file| file.path == KEPT_TOKENS) {
-            return Ok(None);
-        }
-        let path = self.root.join(KEPT_TOKENS);
-        let failed = || format!("cannot read `{}`", path.display());
-        let kept: Vec<u32> = serde_json::from_slice(&fs::read(&path).with_context(failed)?).with_context(failed)?;
-        if kept.len() as u64 != self.manifest.shape.vocab_size {
-            return Err(Error::new(failed()).because("it has another number of tokens than the vocabulary"));
-        }
-        Ok(Some(kept))
     }
 
     /// The index of the shards, of a package that is a pack.

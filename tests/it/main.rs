@@ -30,6 +30,7 @@ mod sandbox;
 mod scoring;
 mod serving;
 mod streamed;
+mod surgery;
 mod tables;
 mod tasks;
 mod templates;

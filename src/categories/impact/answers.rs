@@ -142,7 +142,7 @@ pub fn compare(
     if kept.is_none() && vocabulary != asked.vocabulary {
         return Err(lost("are over another vocabulary"));
     }
-    let translation = Translation::of(kept.as_deref());
+    let translation = Translation::of(kept.as_ref().map(|kept| kept.old_ids.as_slice()));
     prompts.truncate(asked.prompts.len());
     for (prompt, tokens) in prompts.iter_mut().zip(&asked.prompts) {
         prompt.tokens = translation.all(tokens)?;
@@ -187,8 +187,8 @@ impl<'a> Translation<'a> {
     fn all(&self, tokens: &[u32]) -> Result<Vec<u32>> {
         let Some(kept) = self.kept else { return Ok(tokens.to_vec()) };
         let new = |token: &u32| {
-            let found = kept.iter().position(|old| old == token);
-            found.map(|place| place as u32).ok_or_else(|| {
+            // They ascend.
+            kept.binary_search(token).map(|place| place as u32).map_err(|_| {
                 lost(&format!("are to token {token}, which the trimmed vocabulary does not have"))
                     .hint("trim the vocabulary to the prompt's text, and take that text as the prompt")
             })
