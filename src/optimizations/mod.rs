@@ -6,7 +6,9 @@
 
 mod derive;
 mod options;
+pub mod pack;
 mod setup;
+pub mod tensor_compression;
 
 pub use derive::{Derivation, Derived, Evidence, Stage, Workshop, find, prepare};
 pub use options::{OptionKind, OptionSpec, Options};
@@ -86,7 +88,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::AdaptiveMicrobatching => &Missing(Technique::AdaptiveMicrobatching),
         Technique::KernelFusion => &Missing(Technique::KernelFusion),
         Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
-        Technique::TensorCompression => &Missing(Technique::TensorCompression),
+        Technique::TensorCompression => &tensor_compression::TensorCompression,
         Technique::ShardingStreaming => &Missing(Technique::ShardingStreaming),
         Technique::DiskOffload => &Missing(Technique::DiskOffload),
         Technique::ModelSurgery => &Missing(Technique::ModelSurgery),
