@@ -153,7 +153,7 @@ impl Scales {
     /// Values that are not finite, or are no whole number of heads.
     pub fn measure(values: &[f32], tokens: usize, channels: &Channels, bits: Bits) -> Result<Self> {
         let (heads, width) = (channels.heads, channels.width);
-        if values.is_empty() || values.len() % (heads * tokens * width).max(1) != 0 {
+        if values.is_empty() || !values.len().is_multiple_of((heads * tokens * width).max(1)) {
             return Err(Error::new("the values of a cache are no whole number of heads; this is a bug"));
         }
         if values.iter().any(|value| !value.is_finite()) {
