@@ -136,6 +136,11 @@ pub enum Dtype {
     BFloat16,
     Int64,
     Int32,
+    /// Of caches that are quantized to 8 bits.
+    Int8,
+    /// Of caches that are quantized to 4 bits: two elements a byte.
+    #[serde(rename = "uint8")]
+    UInt8,
 }
 
 impl Dtype {
@@ -150,6 +155,7 @@ impl Dtype {
             Self::Float32 | Self::Int32 => 4,
             Self::Float16 | Self::BFloat16 => 2,
             Self::Int64 => 8,
+            Self::Int8 | Self::UInt8 => 1,
         }
     }
 }

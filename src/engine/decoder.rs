@@ -192,6 +192,18 @@ impl Decoder {
         panic!("a row beyond the batch");
     }
 
+    /// The values of a cache tensor, by the name of its past: sequences, heads, columns that are filled, width.
+    ///
+    /// # Errors
+    /// A tensor that does not exist, waits on disk or is quantized, a copy out of a device's memory that fails.
+    pub fn cached(&self, past: &str) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        for group in &self.groups {
+            values.extend(group.cached(past)?);
+        }
+        Ok(values)
+    }
+
     /// The logits of every row's last token: `[batch, vocabulary]`.
     pub fn logits(&self) -> ArrayView2<'_, f32> {
         let all = match self.groups.as_slice() {

@@ -23,6 +23,7 @@ use crate::loader::spill::Spill;
 use crate::package::{Dim, Port};
 use crate::runtime::{Bindings, BufferId, PartWeights};
 
+mod cached;
 mod trying;
 mod waiting;
 
@@ -182,8 +183,8 @@ impl Group {
         for layer in &self.cache {
             let bytes = self.batch * self.capacity * layer.heads * layer.width * layer.past.dtype.size();
             for id in [Some(layer.front), layer.back].into_iter().flatten() {
-                // Half-precision elements divide every size, and zero has the same bits in every type.
-                self.bindings.write::<half::f16>(id, bytes / 2).fill(half::f16::ZERO);
+                // Zero has the same bits in every type; of 4 bits, what stands beyond the tokens is never read.
+                self.bindings.write::<u8>(id, bytes).fill(0);
             }
         }
     }

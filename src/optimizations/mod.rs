@@ -12,10 +12,11 @@ mod disk_offload;
 mod disk_pipeline;
 pub mod model_surgery;
 mod options;
-mod pack;
+pub mod pack;
 mod setup;
 mod sharding_streaming;
 mod smart_paging;
+pub mod tensor_compression;
 
 pub use arrange::{Arranged, arm, arms, arrange, prepare};
 pub use derive::{Derivation, Evidence, Stage, Workshop};
@@ -101,7 +102,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::AdaptiveMicrobatching => &Missing(Technique::AdaptiveMicrobatching),
         Technique::KernelFusion => &Missing(Technique::KernelFusion),
         Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
-        Technique::TensorCompression => &Missing(Technique::TensorCompression),
+        Technique::TensorCompression => &tensor_compression::TensorCompression,
         Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,
         Technique::DiskOffload => &disk_offload::DiskOffload,
         Technique::ModelSurgery => &model_surgery::ModelSurgery,

@@ -7,9 +7,10 @@ use super::setup::{Setup, Subject};
 use crate::cell::{ProviderKind, Residency};
 use crate::error::Result;
 use crate::loader::kernels;
-use crate::loader::pack::{self, CodecChoice, Options, Quiet};
+use crate::loader::pack::{self, CodecChoice, Options, Progress};
 use crate::package::Package;
-use crate::package::shards::Form;
+use crate::package::shards::{Codec, Form};
+use crate::protocol::Reporter;
 
 /// Packs a package.
 #[derive(Debug, Clone, Copy)]
@@ -58,13 +59,38 @@ impl Derivation for PackStep {
         format!("pack form {:?}, codec {:?}, layout {layout}, {architecture}", self.form, self.codec)
     }
 
-    fn derive(&self, package: &Package, folder: &Path, _workshop: &Workshop) -> Result<Evidence> {
+    fn derive(&self, package: &Package, folder: &Path, workshop: &Workshop) -> Result<Evidence> {
         let options = Options { form: self.form, codec: self.codec, ..Options::default() };
-        let summary = pack::pack(package, folder, &options, &Quiet)?;
-        Ok(Evidence::from([
-            ("pack_records".to_owned(), (summary.index.records.len() as u64).into()),
-            ("pack_source_bytes".to_owned(), summary.source_bytes.into()),
-            ("pack_bytes".to_owned(), summary.bytes.into()),
-        ]))
+        let summary = pack::pack(package, folder, &options, &Told(workshop.report))?;
+        let records = &summary.index.records;
+        let [stored, decoded]: [u64; 2] =
+            [records.iter().map(|record| record.stored).sum(), records.iter().map(|record| record.bytes).sum()];
+        let compressed = records.iter().filter(|record| record.codec != Codec::None).count() as u64;
+        let mut evidence = Evidence::from([
+            ("pack_records".to_owned(), (records.len() as u64).into()),
+            ("shards_stored_bytes".to_owned(), stored.into()),
+            ("shards_decoded_bytes".to_owned(), decoded.into()),
+        ]);
+        if self.codec != CodecChoice::None {
+            evidence.insert("compression_shards_ratio".to_owned(), (decoded as f64 / stored.max(1) as f64).into());
+            evidence.insert("compression_shards_records".to_owned(), compressed.into());
+        }
+        Ok(evidence)
     }
+}
+
+/// Progress as messages.
+struct Told<'a>(&'a Reporter);
+
+impl Progress for Told<'_> {
+    fn started(&self, _bytes: u64) {}
+
+    fn advanced(&self, _bytes: u64) {}
+
+    fn shard(&self, number: usize, shards: usize, _file: &str, _bytes: u64, _resumed: bool) {
+        // A reader that went away is noticed at the end.
+        let _ = self.0.progress("pack", number as u64, shards as u64);
+    }
+
+    fn finished(&self) {}
 }

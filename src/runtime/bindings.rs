@@ -146,7 +146,7 @@ impl Bindings {
                     *slot = half::bf16::from_f32(*value);
                 }
             }
-            Dtype::Int64 | Dtype::Int32 => panic!("numbers for a buffer of integers"),
+            Dtype::Int64 | Dtype::Int32 | Dtype::Int8 | Dtype::UInt8 => panic!("numbers for a buffer of integers"),
         }
     }
 
@@ -163,7 +163,7 @@ impl Bindings {
             Dtype::BFloat16 => {
                 into.extend(self.read::<half::bf16>(id, range.end)[range].iter().map(|value| value.to_f32()));
             }
-            Dtype::Int64 | Dtype::Int32 => panic!("numbers from a buffer of integers"),
+            Dtype::Int64 | Dtype::Int32 | Dtype::Int8 | Dtype::UInt8 => panic!("numbers from a buffer of integers"),
         }
     }
 
@@ -262,5 +262,7 @@ fn element_type(dtype: Dtype) -> sys::ONNXTensorElementDataType {
         Dtype::BFloat16 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
         Dtype::Int64 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
         Dtype::Int32 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+        Dtype::Int8 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+        Dtype::UInt8 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
     }
 }

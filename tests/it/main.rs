@@ -7,6 +7,7 @@ mod support;
 mod accuracy;
 mod architecture;
 mod commands;
+mod compression;
 mod damage;
 mod devices;
 mod endings;

@@ -21,6 +21,7 @@ use crate::error::{Context, Error, Result};
 pub mod data_type {
     pub const FLOAT: i32 = 1;
     pub const UINT8: i32 = 2;
+    pub const INT8: i32 = 3;
     pub const INT32: i32 = 6;
     pub const INT64: i32 = 7;
     pub const BOOL: i32 = 9;
@@ -251,6 +252,8 @@ impl ValueInfoProto {
             16 => Some(Dtype::BFloat16),
             7 => Some(Dtype::Int64),
             6 => Some(Dtype::Int32),
+            3 => Some(Dtype::Int8),
+            2 => Some(Dtype::UInt8),
             _ => None,
         }
     }

@@ -1,0 +1,119 @@
+//! Fewer bytes for what a model keeps: caches of 8 or 4 bits, compressed shards, compressed states of what waits on disk.
+//!
+//! | file | what |
+//! |---|---|
+//! | `caches.rs` | the derivation: measure, choose scales, edit |
+//! | `calibrate.rs` | a run whose caches are read |
+//! | `scales.rs` | from measured values to scales |
+//! | `graph.rs` | the edit of graph and manifest |
+
+mod caches;
+mod calibrate;
+mod graph;
+mod scales;
+
+pub use caches::CacheStep;
+pub use scales::{Bits, Channels, Scales, Sharing};
+
+use super::pack::PackStep;
+use super::{Optimization, OptionKind, OptionSpec, Options, Setup, Subject};
+use crate::cell::{ImpactMetric, ProviderKind, Technique};
+use crate::error::{Error, Result};
+use crate::loader::pack::CodecChoice;
+use crate::package::shards::Form;
+
+/// The technique.
+pub struct TensorCompression;
+
+const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "cache",
+        kind: OptionKind::Words(&["int8", "int4", "none"]),
+        default: "int8",
+        description: "bits of keys and values that are kept",
+    },
+    OptionSpec {
+        name: "scales",
+        kind: OptionKind::Words(&["channel", "tensor"]),
+        default: "channel",
+        description: "a scale for each channel of a quantized cache, or one for each of its tensors",
+    },
+    OptionSpec {
+        name: "calibration_tokens",
+        kind: OptionKind::Count(16, 16_384),
+        default: "512",
+        description: "tokens over which the scales of quantized caches are measured",
+    },
+    OptionSpec {
+        name: "shards",
+        kind: OptionKind::Words(&["none", "auto", "zstd", "lz4", "planes"]),
+        default: "none",
+        description: "pack the weights, compressed without loss, to be decoded when they are read",
+    },
+];
+
+impl Optimization for TensorCompression {
+    fn technique(&self) -> Technique {
+        Technique::TensorCompression
+    }
+
+    fn summary(&self) -> &'static str {
+        "Caches of 8 or 4 bits with measured scales, shards and waiting states that are compressed on their way out and \
+         decoded on their way in."
+    }
+
+    fn options(&self) -> &'static [OptionSpec] {
+        OPTIONS
+    }
+
+    fn objective(&self, options: &Options) -> ImpactMetric {
+        if options.is("cache", "none") { ImpactMetric::BytesRead } else { ImpactMetric::PeakResident }
+    }
+
+    fn check(&self, subject: &Subject, options: &Options) -> Result<()> {
+        if let Some(step) = caches(options) {
+            step.check(subject.manifest, subject.cell.backend.provider)?;
+        }
+        if codec(options).is_some() && subject.is_pack() {
+            return Err(Error::unsupported("the cell's package is a pack already").hint(
+                "name the package that the pack was made of, or pack that one with the codec yourself: \
+                 `ortbench pack --codec`",
+            ));
+        }
+        Ok(())
+    }
+
+    fn apply(&self, setup: &mut Setup, subject: &Subject, options: &Options) -> Result<()> {
+        if let Some(step) = caches(options) {
+            setup.derive(step);
+        }
+        if let Some(codec) = codec(options) {
+            let form = match subject.cell.backend.provider {
+                ProviderKind::Cpu => Form::Operators,
+                _ => Form::Inputs,
+            };
+            setup.derive(PackStep { form, codec });
+        }
+        Ok(())
+    }
+}
+
+fn caches(options: &Options) -> Option<CacheStep> {
+    let bits = match options.text("cache") {
+        "int8" => Bits::Eight,
+        "int4" => Bits::Four,
+        _ => return None,
+    };
+    let tokens = options.count("calibration_tokens").unwrap_or(512);
+    Some(CacheStep { bits, per_channel: options.is("scales", "channel"), tokens })
+}
+
+fn codec(options: &Options) -> Option<CodecChoice> {
+    match options.text("shards") {
+        "auto" => Some(CodecChoice::Auto),
+        "zstd" => Some(CodecChoice::Zstd),
+        "lz4" => Some(CodecChoice::Lz4),
+        "planes" => Some(CodecChoice::Planes),
+        _ => None,
+    }
+}
