@@ -23,9 +23,11 @@ use crate::loader::spill::Spill;
 use crate::package::{Dim, Port};
 use crate::runtime::{Bindings, BufferId, PartWeights};
 
+mod regrouping;
 mod trying;
 mod waiting;
 
+pub(super) use regrouping::Place;
 pub(super) use trying::{Mark, Visit};
 
 /// A batch in progress, or a part of one.
