@@ -28,7 +28,7 @@ FULL_SHAPE_MANIFESTS := $(FULL_SHAPE:%=$(PACKAGES)/full-shape/%/manifest.json)
 # Networks of images, one ONNX file each, with random weights.
 GRAPHS := $(PACKAGES)/graphs/resnet18.onnx $(PACKAGES)/graphs/resnet50.onnx
 
-.PHONY: help bench gpu-check bench-full-shape bench-scoring bench-streaming backend-suite graphs full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
+.PHONY: help bench gpu-check bench-full-shape bench-scoring bench-optimizations bench-streaming backend-suite graphs full-shape test test-rust test-python lint fmt build packages runtimes doctor clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +55,9 @@ packages: $(TINY_MANIFESTS) ## export the trained miniatures to ONNX packages
 
 bench-scoring: runtimes packages models/packages/full-shape/qwen3-4b/int4-fused/manifest.json ## batched scoring against one sequence after the other (half an hour)
 	docs/measurements/scoring/measure.sh
+
+bench-optimizations: build runtimes models/packages/full-shape/qwen3-4b/int4-fused/manifest.json models/packages/full-shape/qwen3-4b/int4-plain/manifest.json models/packages/full-shape/qwen3-coder-30b-a3b/int4-fused/manifest.json ## each optimization at full size (70 GB of disk, root, two hours)
+	$(BIN) run benchmarks-optimizations.yaml --allow-unsupported
 
 bench-streaming: build runtimes ## models larger than memory, beside mapping alone and llama.cpp (45 GB of disk, root, two hours)
 	docs/measurements/streaming/measure.sh $(PWD)/results/streaming

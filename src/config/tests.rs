@@ -7,6 +7,7 @@ use crate::cell::ProviderKind;
 
 mod accuracy;
 mod graphs;
+mod optimizations;
 
 const GOOD: &str = "\
 version: 1

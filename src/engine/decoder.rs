@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::ArrayView2;
 
-use crate::engine::group::{Group, Mark, Visit};
+use crate::engine::group::{Group, Mark, Place, Visit};
 use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
@@ -60,6 +60,48 @@ impl Decoder {
             spill,
             most_hidden: 0,
         })
+    }
+
+    /// New decoders of the sequences of others, which are used up: each is a list of decoders and rows in them. Only where
+    /// the model regroups.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub(super) fn regroup(
+        model: &Model,
+        from: Vec<Self>,
+        capacity: usize,
+        into: &[Vec<(usize, usize)>],
+    ) -> Result<Vec<Self>> {
+        assert!(model.regroups(), "caches that can be copied");
+        let mut places: Vec<Vec<Place>> = Vec::with_capacity(from.len());
+        let mut groups = Vec::new();
+        for decoder in from {
+            let mut rows = Vec::with_capacity(decoder.batch);
+            for group in decoder.groups {
+                rows.extend((0..group.batch()).map(|row| (groups.len(), row)));
+                groups.push(group);
+            }
+            places.push(rows);
+        }
+        // Sequences go through a part together as in any decoder.
+        let size = |batch: usize| model.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
+        let parts = |rows: &Vec<(usize, usize)>| {
+            let rows: Vec<Place> = rows.iter().map(|(decoder, row)| places[*decoder][*row]).collect();
+            rows.chunks(size(rows.len())).map(<[Place]>::to_vec).collect::<Vec<_>>()
+        };
+        let parts: Vec<Vec<Vec<Place>>> = into.iter().map(parts).collect();
+        let mut made = Group::regroup(model, groups, capacity, &parts.concat())?.into_iter();
+        let vocab = model.manifest().shape.vocab_size as usize;
+        let decoders = parts.iter().zip(into).map(|(parts, rows)| Self {
+            groups: made.by_ref().take(parts.len()).collect(),
+            batch: rows.len(),
+            vocab,
+            gathered: Vec::new(),
+            spill: None,
+            most_hidden: 0,
+        });
+        Ok(decoders.collect())
     }
 
     /// Writes every page of the cache once, so that later runs do not pay for page faults and its memory shows.

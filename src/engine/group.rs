@@ -24,9 +24,11 @@ use crate::package::{Dim, Port};
 use crate::runtime::{Bindings, BufferId, PartWeights};
 
 mod cached;
+mod regrouping;
 mod trying;
 mod waiting;
 
+pub(super) use regrouping::Place;
 pub(super) use trying::{Mark, Visit};
 
 /// A batch in progress, or a part of one.

@@ -77,6 +77,19 @@ impl Inputs {
         &self.lengths
     }
 
+    /// How far a row is that has no padding before it: its tokens, and how far its next position is from them.
+    pub fn progress(&self, row: usize) -> (usize, i64) {
+        assert_eq!(self.starts[row], 0, "a row that begins at the first column");
+        (self.lengths[row], self.offsets[row])
+    }
+
+    /// Goes on with rows of other batches.
+    pub fn go_on(&mut self, rows: impl Iterator<Item = (usize, i64)>) {
+        (self.lengths, self.offsets) = rows.unzip();
+        assert_eq!(self.lengths.len(), self.batch, "as many rows as were allocated for");
+        self.starts = vec![0; self.batch];
+    }
+
     /// Takes the rows back to lengths that they had before.
     pub fn rewind(&mut self, lengths: &[usize]) {
         self.lengths.copy_from_slice(lengths);

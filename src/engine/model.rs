@@ -49,6 +49,9 @@ pub struct Model {
     engines: Option<EngineFacts>,
 }
 
+/// Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
+const LOGITS: u64 = 3;
+
 /// The graph's interface by purpose.
 #[derive(Debug, Clone)]
 pub(super) struct Ports {
@@ -167,8 +170,7 @@ impl Model {
         };
         let sequences = plan.at_once();
         let cache = model.cache_bytes(sequences as usize, plan.tokens as usize);
-        // Logits stand in a buffer, in ONNX Runtime's memory, and gathered.
-        let logits = 3 * u64::from(sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
+        let logits = LOGITS * u64::from(sequences) * model.manifest.shape.vocab_size * size_of::<f32>() as u64;
         let mut reserve = cache;
         let together = plan.micro_batch.map_or(sequences, |size| size.min(sequences)).max(1);
         let groups = u64::from(sequences.div_ceil(together));
@@ -244,6 +246,18 @@ impl Model {
     /// row only.
     pub fn extends_batches(&self) -> bool {
         self.manifest.flavour == Flavour::Plain
+    }
+
+    /// Whether sequences that run can go on in other groups than they began in: where their caches are kept in place in
+    /// the program's memory, and begin at the first column.
+    pub(super) fn regroups(&self) -> bool {
+        let here = self.cache_mode == CacheMode::InPlace && self.device.is_none() && self.offload.is_none();
+        here && self.padding == Padding::Right
+    }
+
+    /// Bytes that a sequence of so many tokens takes for its caches and logits.
+    pub(super) fn sequence_bytes(&self, capacity: usize) -> u64 {
+        self.cache_bytes(1, capacity) + LOGITS * self.manifest.shape.vocab_size * size_of::<f32>() as u64
     }
 
     /// A file for the caches of a decoder of this size, where they wait on disk.

@@ -1,18 +1,32 @@
 //! A queue of requests: how many of them go through the model together, and what each waited.
 //!
-//! All requests are there at the start. They are taken in their order, a wave of sequences after the other; a wave runs
-//! to its last token before the next one begins.
+//! All requests are there at the start and are taken in their order. With a fixed number, a wave of sequences runs to its
+//! last token before the next one begins. Where the number is found while running (`controller.rs`), sequences join
+//! those that run, and those that have ended make room, as far as caches can be regrouped.
+//!
+//! `run.rs` is the loop, `live.rs` the model that it runs on.
 
-use std::ops::Range;
+mod controller;
+mod live;
+mod run;
+#[cfg(test)]
+mod tests;
+
 use std::time::Instant;
 
-use crate::engine::decoder::Decoder;
 use crate::engine::model::Model;
 use crate::engine::prompt::Prompt;
 use crate::engine::sampling::argmax;
 use crate::error::{Error, Result};
+use crate::loader::held;
 use crate::loader::spill::Traffic;
 use crate::stats::Summary;
+
+pub use controller::{Objective, Search};
+
+use controller::Controller;
+use live::{Each, Kept, Live};
+use run::{Pace, run};
 
 /// How many sequences of a queue go through the model together.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +35,8 @@ pub enum Waves {
     Together,
     /// So many, and at the end what is left.
     Fixed(u32),
+    /// As many as serve the objective, found while running.
+    Adaptive(Objective),
 }
 
 impl Waves {
@@ -29,6 +45,7 @@ impl Waves {
         match self {
             Self::Together => sequences,
             Self::Fixed(size) => sequences.min((*size).max(1)),
+            Self::Adaptive(objective) => sequences.min(objective.max.unwrap_or(u32::MAX).max(1)),
         }
     }
 }
@@ -55,16 +72,18 @@ pub struct Sequence {
     pub last_seconds: f64,
 }
 
-/// Sequences that went through the model together.
+/// A stretch of time in which the same sequences ran together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wave {
     /// How many.
     pub size: usize,
-    /// From the wave's start, its decoder's memory and its images among it, to the first tokens.
+    /// How many of them began with it.
+    pub began: usize,
+    /// From the end of the stretch before to its first step: decoders' memory, images, prompts of those that begin.
     pub prefill_seconds: f64,
-    /// From the first tokens to the last.
+    /// From its first step to its last.
     pub decode_seconds: f64,
-    /// Decode steps: one less than the tokens of a sequence.
+    /// Decode steps.
     pub steps: usize,
     /// Bytes that the loader read from the disk for the prefill; 0 without one.
     pub prefill_read_bytes: u64,
@@ -83,6 +102,8 @@ pub struct Served {
     pub seconds: f64,
     /// What of caches and hidden states went to disk and came back; `None` where nothing of it waits there.
     pub traffic: Option<Traffic>,
+    /// What became of the search for a number, where there was one.
+    pub search: Option<Search>,
 }
 
 impl Served {
@@ -115,30 +136,12 @@ impl Served {
     }
 }
 
-/// Serves queues one after the other; the last decoder is kept for waves of its size.
+/// Serves queues one after the other; the last decoder is kept for sequences of its number.
 #[derive(Debug)]
 pub struct Server {
     waves: Waves,
     kept: Option<Kept>,
 }
-
-#[derive(Debug)]
-struct Kept {
-    decoder: Decoder,
-    size: usize,
-    capacity: usize,
-}
-
-struct Queue<'a> {
-    prompts: &'a [Prompt],
-    generate: usize,
-    /// Tokens of the longest sequence.
-    capacity: usize,
-}
-
-/// What is done at each step of a wave: gets its sequences, the step, and the decoder with their logits; returns what is
-/// fed next.
-type Each<'a> = dyn FnMut(Range<usize>, usize, &Decoder) -> Result<Vec<u32>> + 'a;
 
 impl Server {
     /// A server that has seen nothing yet.
@@ -155,17 +158,17 @@ impl Server {
         let start = Instant::now();
         let nothing = Sequence { tokens: Vec::with_capacity(generate), first_seconds: 0.0, last_seconds: 0.0 };
         let mut sequences = vec![nothing; prompts.len()];
-        let mut served = self.run(model, prompts, generate, &mut |own, step, decoder| {
+        let mut served = self.run(model, prompts, generate, start, &mut |rows, decoder| {
             let chosen: Vec<u32> = decoder.logits().rows().into_iter().map(argmax).collect::<Result<_>>()?;
             let now = start.elapsed().as_secs_f64();
-            let fed = own.zip(chosen).map(|(number, token)| {
-                let sequence = &mut sequences[number];
+            let fed = rows.iter().zip(chosen).map(|(row, token)| {
+                let sequence = &mut sequences[row.sequence];
                 sequence.tokens.push(token);
                 sequence.last_seconds = now;
-                if step == 0 {
+                if row.tokens == 1 {
                     sequence.first_seconds = now;
                 }
-                feed(number, step, token)
+                feed(row.sequence, row.tokens - 1, token)
             });
             Ok(fed.collect())
         })?;
@@ -192,92 +195,46 @@ impl Server {
                 prompts.len()
             )));
         }
-        self.run(model, prompts, steps + 1, &mut |own, step, decoder| {
-            for (row, number) in own.clone().enumerate() {
-                let logits = decoder.logits();
-                let row = logits.row(row);
-                look(number, step, row.as_slice().ok_or_else(|| Error::new("logits do not lie in order"))?)?;
+        self.run(model, prompts, steps + 1, Instant::now(), &mut |rows, decoder| {
+            let logits = decoder.logits();
+            for (row, logits) in rows.iter().zip(logits.rows()) {
+                let logits = logits.to_slice().ok_or_else(|| Error::new("logits do not lie in order"))?;
+                look(row.sequence, row.tokens - 1, logits)?;
             }
             // Nothing is fed after the last look.
-            Ok(own.map(|number| forced[number].get(step).copied().unwrap_or(0)).collect())
+            Ok(rows.iter().map(|row| forced[row.sequence].get(row.tokens - 1).copied().unwrap_or(0)).collect())
         })
     }
 
-    fn run(&mut self, model: &mut Model, prompts: &[Prompt], generate: usize, each: &mut Each) -> Result<Served> {
-        let start = Instant::now();
+    fn run(
+        &mut self,
+        model: &mut Model,
+        prompts: &[Prompt],
+        generate: usize,
+        start: Instant,
+        each: &mut Each,
+    ) -> Result<Served> {
         if prompts.is_empty() || generate == 0 {
             return Err(Error::new("a queue needs at least one request of at least one new token"));
         }
-        let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-        let queue = Queue { prompts, generate, capacity: longest + generate };
-        let mut served = Served { sequences: Vec::new(), waves: Vec::new(), seconds: 0.0, traffic: None };
-        let mut done = 0;
-        while done < prompts.len() {
-            let size = self.waves.most((prompts.len() - done) as u32) as usize;
-            self.wave(model, &queue, done..done + size, each, &mut served)?;
-            done += size;
-        }
-        served.seconds = start.elapsed().as_secs_f64();
-        Ok(served)
-    }
-
-    fn wave(
-        &mut self,
-        model: &mut Model,
-        queue: &Queue,
-        own: Range<usize>,
-        each: &mut Each,
-        served: &mut Served,
-    ) -> Result<()> {
-        let start = Instant::now();
-        let size = own.len();
-        let decoder = self.decoder(model, size, queue.capacity)?;
-        let (went_before, read_before) = (decoder.traffic(), read_bytes(model));
-        let prompts = &queue.prompts[own.clone()];
-        let features = model.see(prompts)?;
-        decoder.prefill(model, prompts, &features)?;
-        let mut fed = each(own.clone(), 0, decoder)?;
-        let (first, read_between) = (Instant::now(), read_bytes(model));
-        for step in 1..queue.generate {
-            decoder.step(model, &fed)?;
-            fed = each(own.clone(), step, decoder)?;
-        }
-        let last = Instant::now();
-        if let (Some(was), Some(is)) = (went_before, decoder.traffic()) {
-            let sum = served.traffic.get_or_insert_default();
-            sum.written += is.written - was.written;
-            sum.read += is.read - was.read;
-        }
-        served.waves.push(Wave {
-            size,
-            prefill_seconds: (first - start).as_secs_f64(),
-            decode_seconds: (last - first).as_secs_f64(),
-            steps: queue.generate - 1,
-            prefill_read_bytes: read_between - read_before,
-            decode_read_bytes: read_bytes(model) - read_between,
-        });
-        Ok(())
-    }
-
-    /// A decoder of that size: the last one, or a new one in its place.
-    fn decoder(&mut self, model: &Model, size: usize, capacity: usize) -> Result<&mut Decoder> {
-        if self.kept.as_ref().is_some_and(|kept| kept.size != size || kept.capacity < capacity) {
-            // Before the next one is allocated: two need not fit at once.
-            self.kept = None;
-        }
-        let kept = match self.kept.take() {
-            Some(kept) => kept,
-            None => {
-                let mut decoder = Decoder::new(model, size, capacity)?;
-                decoder.touch_cache();
-                Kept { decoder, size, capacity }
+        let capacity = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0) + generate;
+        let mut pace = match &self.waves {
+            Waves::Together => Pace::Fixed(prompts.len()),
+            Waves::Fixed(size) => Pace::Fixed((*size).max(1) as usize),
+            Waves::Adaptive(objective) => {
+                // What is found of memory must not be what was there before.
+                self.kept = None;
+                let held = held::resident_bytes()?;
+                let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+                let work = (generate - 1, tokens as f64 / prompts.len() as f64);
+                let controller = Controller::new(objective, work, model.sequence_bytes(capacity), held);
+                Pace::Found(Box::new(controller))
             }
         };
-        Ok(&mut self.kept.insert(kept).decoder)
+        let mut live = Live { model, prompts, capacity, start, each, kept: self.kept.take(), traffic: None };
+        let waves = run(&mut live, &mut pace, prompts.len(), generate)?;
+        let (seconds, traffic) = (start.elapsed().as_secs_f64(), live.traffic);
+        self.kept = live.kept;
+        Ok(Served { sequences: Vec::new(), waves, seconds, traffic, search: pace.search() })
     }
-}
-
-/// Bytes that the loader has read since the model was loaded.
-fn read_bytes(model: &Model) -> u64 {
-    model.pager_statistics().map_or(0, |statistics| statistics.bytes_read)
 }

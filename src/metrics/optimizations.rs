@@ -82,6 +82,36 @@ pub(super) const FACTS: &[Fact] = &[
     ),
     fact("waiting_read_bytes_per_token", FactKind::Score, "Bytes of them that came back ÷ generated tokens."),
     fact(
+        "batch_chosen",
+        FactKind::Integer,
+        "Sequences together that the search settled on, or came to before the queue ended.",
+    ),
+    fact("batch_best_fixed", FactKind::Integer, "The fixed number of a sweep with the most tokens a second."),
+    fact(
+        "batch_adaptive_share_of_best",
+        FactKind::Score,
+        "Tokens a second of the queue with the number found while running, the search included, ÷ with the best fixed \
+         number; the median over rounds of the sweep.",
+    ),
+    fact("batch_adaptive_share_of_best_low", FactKind::Score, "The least of the rounds."),
+    fact("batch_adaptive_share_of_best_high", FactKind::Score, "The most of the rounds."),
+    fact("batch_sizes_tried", FactKind::Text, "Numbers that the search tried, in their order."),
+    fact(
+        "batch_fixed_tokens_per_second",
+        FactKind::Text,
+        "Each fixed number of the sweep and its tokens a second, the median over rounds.",
+    ),
+    fact(
+        "batch_backoffs",
+        FactKind::Integer,
+        "How often the search went back, or did not go on, for slower steps, late ones, or memory.",
+    ),
+    fact(
+        "batch_longest_step_seconds",
+        FactKind::Score,
+        "The longest decode step of the search, as a mean over a stretch of the same sequences.",
+    ),
+    fact(
         "wave_sizes",
         FactKind::Text,
         "Sequences that ran together, wave after wave of the last measured run, where there was more than one wave.",

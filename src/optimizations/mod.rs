@@ -5,6 +5,7 @@
 //! different values ([`setup::Arms::of`]).
 
 mod activation_offload;
+pub mod adaptive_microbatching;
 mod arrange;
 mod budget;
 mod derive;
@@ -99,7 +100,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
     match technique {
         Technique::RuntimeMemory => &Missing(Technique::RuntimeMemory),
         Technique::SmartPaging => &smart_paging::SmartPaging,
-        Technique::AdaptiveMicrobatching => &Missing(Technique::AdaptiveMicrobatching),
+        Technique::AdaptiveMicrobatching => &adaptive_microbatching::AdaptiveMicrobatching,
         Technique::KernelFusion => &Missing(Technique::KernelFusion),
         Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
         Technique::TensorCompression => &tensor_compression::TensorCompression,

@@ -1,5 +1,6 @@
 //! A control group with a memory limit around one worker: made before the worker gets its job, asked after its end,
-//! then removed. Both versions of control groups are known; swap is switched off, or a limit would be none.
+//! then removed. Both versions of control groups are known; swap is switched off, or a limit would be none, unless it is
+//! the kernel's swapping that is to be seen.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub struct MemoryGroup {
     folder: PathBuf,
     files: &'static Files,
     limit: u64,
+    may_swap: bool,
     swap_is_off: bool,
 }
 
@@ -74,11 +76,19 @@ impl MemoryGroup {
     /// # Errors
     /// A machine or a user without control groups of memory, `unsupported` and with the remedy.
     pub fn create(limit: u64) -> Result<Self> {
-        Self::create_below(Path::new("/"), limit)
+        Self::create_below(Path::new("/"), limit, false)
+    }
+
+    /// The same where what exceeds the limit may go to swap, as far as the machine has some.
+    ///
+    /// # Errors
+    /// As [`MemoryGroup::create`].
+    pub fn create_swapping(limit: u64) -> Result<Self> {
+        Self::create_below(Path::new("/"), limit, true)
     }
 
     /// The same on a recorded tree.
-    fn create_below(root: &Path, limit: u64) -> Result<Self> {
+    fn create_below(root: &Path, limit: u64, may_swap: bool) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let (parents, files) = parents(root)?;
@@ -88,7 +98,7 @@ impl MemoryGroup {
             let folder = parent.join(&name);
             match fs::create_dir(&folder) {
                 // From here on it is removed whatever happens.
-                Ok(()) => return Self { folder, files, limit, swap_is_off: false }.limited(),
+                Ok(()) => return Self { folder, files, limit, may_swap, swap_is_off: false }.limited(),
                 Err(error) => failure = failure.or(Some((folder, error))),
             }
         }
@@ -110,7 +120,9 @@ impl MemoryGroup {
         write(self.files.limit, self.limit).map_err(|error| {
             unsupported(format!("cannot limit the memory of the control group `{}`", self.folder.display()), error)
         })?;
-        self.swap_is_off = self.folder.join(self.files.swap).exists() && write(self.files.swap, swap).is_ok();
+        // A group is made without a bound of swap.
+        let known = !self.may_swap && self.folder.join(self.files.swap).exists();
+        self.swap_is_off = known && write(self.files.swap, swap).is_ok();
         Ok(self)
     }
 
@@ -286,7 +298,8 @@ mod tests {
 
     #[test]
     fn no_controller_is_unsupported_with_a_remedy() {
-        let error = MemoryGroup::create_below(tree(&[("proc/self/cgroup", "0::/\n")]).path(), 1 << 20).unwrap_err();
+        let error =
+            MemoryGroup::create_below(tree(&[("proc/self/cgroup", "0::/\n")]).path(), 1 << 20, false).unwrap_err();
         assert_eq!(error.root_kind(), crate::error::Kind::Unsupported);
         assert!(error.find_hint().unwrap().contains("Delegate=yes"));
         let nothing_shared = tree(&[
@@ -294,7 +307,26 @@ mod tests {
             ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
             ("sys/fs/cgroup/a/cgroup.procs", "1\n"),
         ]);
-        assert!(MemoryGroup::create_below(nothing_shared.path(), 1).unwrap_err().to_string().contains("of its own"));
+        assert!(
+            MemoryGroup::create_below(nothing_shared.path(), 1, false).unwrap_err().to_string().contains("of its own")
+        );
+    }
+
+    #[test]
+    fn swap_is_left_alone_where_it_may_be_used() {
+        let limits = |may_swap: bool| {
+            let root = tree(&[("sys/fs/cgroup/memory/g/memory.memsw.limit_in_bytes", "9223372036854771712")]);
+            let folder = root.path().join("sys/fs/cgroup/memory/g");
+            let group = MemoryGroup { folder, files: &VERSION_1, limit: 4096, may_swap, swap_is_off: false };
+            let group = group.limited().unwrap();
+            let text = |file: &str| fs::read_to_string(group.folder.join(file)).unwrap();
+            let found = (text(VERSION_1.limit), text(VERSION_1.swap), group.swap_is_off());
+            // The folder is no group that could be removed as one.
+            fs::remove_dir_all(&group.folder).unwrap();
+            found
+        };
+        assert_eq!(limits(false), ("4096".to_owned(), "4096".to_owned(), true));
+        assert_eq!(limits(true), ("4096".to_owned(), "9223372036854771712".to_owned(), false));
     }
 
     #[test]

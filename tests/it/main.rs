@@ -21,6 +21,7 @@ mod images;
 mod interruption;
 mod limits;
 mod measuring;
+mod optimizations;
 mod pack;
 mod packs;
 mod plugins;

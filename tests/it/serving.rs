@@ -1,8 +1,10 @@
 //! A queue of requests says the same in waves of any size.
 
-use ortbench::engine::serving::{Served, Server, Waves, greedy};
-use ortbench::engine::{Decoder, Features, Model, Plan, Prompt};
+use ortbench::cell::{ImageSize, PromptSource, Workload};
+use ortbench::engine::serving::{Objective, Served, Server, Waves, greedy};
+use ortbench::engine::{Decoder, Features, Model, Plan, Prompt, Prompter};
 use ortbench::loader::pack;
+use ortbench::optimizations::adaptive_microbatching::{Queue, sweep};
 use ortbench::package::Package;
 
 use crate::real::{load, load_with, package_of};
@@ -27,6 +29,11 @@ fn sizes(served: &Served) -> Vec<usize> {
     served.waves.iter().map(|wave| wave.size).collect()
 }
 
+/// As many as are found while running.
+fn found(objective: Objective) -> Waves {
+    Waves::Adaptive(objective)
+}
+
 /// In 32 bits: what more sequences change by rounding is too little to change a choice. Kernels on weights of 4 bits
 /// compute one row another way than several, so that their choices may differ.
 #[test]
@@ -44,6 +51,16 @@ fn waves_of_any_size_give_the_same_tokens() {
                 let served = serve(&mut model, &prompts, &Waves::Fixed(size));
                 assert_eq!(sizes(&served), expected);
                 assert_eq!(tokens(&served), tokens(&together), "{name} {form} in waves of {size}");
+            }
+            for (start, step_seconds) in [(1, None), (2, None), (1, Some(1e3)), (3, Some(1e-9))] {
+                let objective = Objective { start, step_seconds, ..Objective::default() };
+                let served = serve(&mut model, &prompts, &found(objective));
+                let case = format!("{name} {form} from {start}: {:?}", sizes(&served));
+                assert_eq!(tokens(&served), tokens(&together), "{case}");
+                assert_eq!(served.search.as_ref().expect("a search").tried[0], start as usize, "{case}");
+                let steps: usize = served.waves.iter().map(|wave| wave.size * wave.steps).sum();
+                assert_eq!(steps, 7 * (NEW - 1), "{case}");
+                assert_eq!(served.waves.iter().map(|wave| wave.began).sum::<usize>(), 7, "{case}");
             }
         }
     }
@@ -126,6 +143,111 @@ fn packs_are_served_in_waves_too() {
     assert_eq!(tokens(&together), tokens(&waves));
     let traffic = [together, waves].map(|served| served.traffic.expect("caches that wait on disk"));
     assert!(traffic.iter().all(|traffic| traffic.written > 0 && traffic.read > 0), "{traffic:?}");
+}
+
+/// Sequences join others that run, with images and without, whole and in groups of a pack's parts; their logits are those
+/// that they have alone.
+#[test]
+fn sequences_that_join_have_the_logits_that_they_have_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = pack::Options { threshold: 4096, ..pack::Options::default() };
+    for name in ["qwen3-tiny", "qwen3-vl-tiny"] {
+        let package = Package::open(&package_of(name, "fp32-fused")).expect("a package");
+        pack::pack(&package, &folder.path().join(name), &options, &pack::Quiet).expect("a pack");
+        let packed = Package::open(&folder.path().join(name)).expect("a package");
+        let images = package.manifest.image.is_some();
+        let image = images.then_some(ImageSize { width: 64, height: 64 });
+        let prompt_tokens = if images { 40 } else { 9 };
+        let workload = Workload {
+            batch: 7,
+            image,
+            prompt_tokens,
+            generate_tokens: NEW as u32,
+            prompt: PromptSource::RandomTokens { seed: 3 },
+        };
+        let prompts = Prompter::open(&package, &workload).expect("prompts").prompts().expect("prompts");
+        let forced: Vec<Vec<u32>> = (0..7).map(|number| (0..5).map(|at| 11 + number * 3 + at * 5).collect()).collect();
+        let cut = Plan { micro_batch: Some(2), images, ..Plan::with_threads(2) };
+        for (package, plan) in [(&package, Plan { images, ..Plan::with_threads(2) }), (&packed, cut)] {
+            let mut model = load_with(package, &plan).expect("a model");
+            let mut logits = |waves: &Waves| {
+                let mut all = std::collections::BTreeMap::new();
+                let served = Server::new(waves)
+                    .forced(&mut model, &prompts, &forced, &mut |sequence, fed, logits| {
+                        assert!(all.insert((sequence, fed), logits.to_vec()).is_none());
+                        Ok(())
+                    })
+                    .expect("logits");
+                (all, sizes(&served))
+            };
+            let (alone, _) = logits(&Waves::Fixed(1));
+            let (joined, sizes) = logits(&found(Objective { start: 2, ..Objective::default() }));
+            assert!(sizes.len() > 2, "nobody joined: {sizes:?}");
+            assert_eq!(alone.len(), 7 * 6);
+            for (place, expected) in &alone {
+                let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+                let apart = expected.iter().zip(&joined[place]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(apart < 1e-4 * largest, "{name} {place:?} in {sizes:?}: {apart} of {largest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sweep_says_what_is_best_and_how_near_the_search_comes() {
+    let package = Package::open(&package_of("qwen3-tiny", "int4-fused")).expect("a package");
+    let mut model = load(&package);
+    let prompts = prompts(false);
+    let queue = Queue { package: &package, prompts: &prompts, generate: NEW };
+    let found = |model: &mut Model, objective: Objective| {
+        sweep(model, &queue, &objective, 2, &mut |_, _| Ok(())).expect("a sweep")
+    };
+    let all = found(&mut model, Objective::default());
+    assert_eq!(all.rates.iter().map(|(size, _)| *size).collect::<Vec<_>>(), [1, 2, 4, 7]);
+    assert_eq!(all.shares.len(), 2);
+    assert!(all.rates.iter().all(|(_, rate)| *rate > 0.0) && all.adaptive_rate > 0.0);
+    let evidence = all.evidence();
+    for name in evidence.keys() {
+        assert!(ortbench::metrics::find_fact(name).is_some(), "{name}");
+    }
+    assert_eq!(evidence.len(), 9);
+    // Numbers for which memory will not do are not tried: they would end the process.
+    let bounded = found(&mut model, Objective { memory_bytes: Some(1 << 20), ..Objective::default() });
+    assert_eq!(bounded.rates.len(), 1);
+    assert_eq!((bounded.best, bounded.search.most_that_fit), (1, Some(1)));
+    assert!(bounded.search.backoffs > 0);
+    let few = found(&mut model, Objective { max: Some(3), ..Objective::default() });
+    assert_eq!(few.rates.iter().map(|(size, _)| *size).collect::<Vec<_>>(), [1, 2]);
+}
+
+/// How near the search comes on a model of real size: `ORTBENCH_PACKAGE`, `ORTBENCH_QUEUE` (sequences, tokens of each
+/// prompt, tokens after it, rounds), `ORTBENCH_MEMORY` in MiB and `ORTBENCH_LATENCY` in milliseconds, where wanted.
+#[test]
+#[ignore = "measures for minutes; asserts nothing"]
+fn search_against_sweep() {
+    let variable = |name: &str| std::env::var(name).ok();
+    let numbers = variable("ORTBENCH_QUEUE").unwrap_or_else(|| "8 16 8 1".to_owned());
+    let numbers: Vec<u32> = numbers.split_whitespace().map(|word| word.parse().expect("a number")).collect();
+    let package = variable("ORTBENCH_PACKAGE").expect("ORTBENCH_PACKAGE");
+    let package = Package::open(package.as_ref()).expect("a package");
+    let workload = Workload {
+        batch: numbers[0],
+        image: None,
+        prompt_tokens: numbers[1],
+        generate_tokens: numbers[2],
+        prompt: PromptSource::RandomTokens { seed: 0 },
+    };
+    let plan = Plan { sequences: numbers[0], tokens: numbers[1] + numbers[2], ..Plan::with_threads(2) };
+    let mut model = load_with(&package, &plan).expect("a model");
+    let prompts = Prompter::open(&package, &workload).expect("prompts").prompts().expect("prompts");
+    let queue = Queue { package: &package, prompts: &prompts, generate: numbers[2] as usize };
+    let objective = Objective {
+        memory_bytes: variable("ORTBENCH_MEMORY").map(|mib| mib.parse::<u64>().expect("MiB") << 20),
+        step_seconds: variable("ORTBENCH_LATENCY").map(|ms| ms.parse::<f64>().expect("milliseconds") / 1e3),
+        ..Objective::default()
+    };
+    let found = sweep(&mut model, &queue, &objective, numbers[3], &mut |_, _| Ok(())).expect("a sweep");
+    println!("{found:#?}");
 }
 
 #[test]

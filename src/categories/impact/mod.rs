@@ -107,8 +107,9 @@ fn next(tokens: &mut Tokens, chosen: u32) -> u32 {
 }
 
 fn shortest(wave: &crate::engine::serving::Wave) -> f64 {
-    let step = wave.decode_seconds / wave.steps.max(1) as f64;
-    if wave.steps == 0 { wave.prefill_seconds } else { wave.prefill_seconds.min(step) }
+    let step = if wave.steps == 0 { f64::INFINITY } else { wave.decode_seconds / wave.steps as f64 };
+    // Between stretches in which none begins there is next to nothing to time.
+    if wave.began == 0 { step } else { wave.prefill_seconds.min(step) }
 }
 
 fn sample(context: &Context, metric: ImpactMetric, repetition: u32, value: f64) -> Result<()> {
