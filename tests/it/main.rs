@@ -36,3 +36,4 @@ mod tables;
 mod tasks;
 mod templates;
 mod vision;
+mod waiting;
