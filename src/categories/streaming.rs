@@ -265,7 +265,8 @@ mod tests {
 
     #[test]
     fn caches_that_wait_on_disk_have_traffic() {
-        let at = |written, read| Reading { traffic: Some(Traffic { written, read }), ..of(&BEFORE) };
+        let at =
+            |written, read| Reading { traffic: Some(Traffic { written, read, ..Traffic::default() }), ..of(&BEFORE) };
         let mut meter = Meter::default();
         meter.prefilled(&at(0, 0), &at(9_000, 1_000));
         meter.decoded(&at(9_000, 1_000), &at(9_800, 5_000), 8, 1.0);

@@ -50,7 +50,7 @@ impl Decoder {
             }
         }
         if let Some(spill) = spill.as_ref().filter(|_| groups.len() > 1) {
-            groups.iter_mut().for_each(|group| group.offload_hidden(spill));
+            groups.iter_mut().for_each(|group| group.offload_hidden(model, spill));
         }
         Ok(Self {
             groups,

@@ -14,7 +14,7 @@ use crate::engine::hidden::Hidden;
 use crate::engine::inputs::Inputs;
 use crate::engine::kept::Kept;
 use crate::engine::model::Model;
-use crate::engine::offload::{Extent, Offload, aligned_capacity};
+use crate::engine::offload::{Extent, Offload, Size, aligned_capacity};
 use crate::engine::plan::CacheMode;
 use crate::engine::prompt::Prompt;
 use crate::engine::vision::Features;
@@ -146,10 +146,15 @@ impl Group {
             };
             cache.push(Layer { past: past.clone(), present: present.clone(), heads, width, front, back });
         }
-        let bytes = |layer: &Layer| cells(batch, capacity) * layer.heads * layer.width * layer.past.dtype.size();
+        let size = |layer: &Layer| Size {
+            rows: batch * layer.heads,
+            column: layer.width * layer.past.dtype.size(),
+            capacity,
+            coding: model.coding(layer.past.dtype, layer.width),
+        };
         let offload = match spill {
             None => None,
-            Some(spill) => Some(Offload::new(spill, cache.iter().map(bytes))?),
+            Some(spill) => Some(Offload::new(spill, cache.iter().map(size))?),
         };
         let fixed = match model.fixed_steps {
             true => {

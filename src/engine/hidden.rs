@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cell::Dtype;
 use crate::error::Result;
-use crate::loader::spill::{Spill, Ticket};
+use crate::loader::spill::{Coding, Spill, SpillCodec, Stripe, Ticket};
 use crate::package::shards::ALIGNMENT;
 use crate::runtime::{Bindings, BufferId};
 
@@ -15,10 +16,17 @@ const LEAST_GROUP: usize = 1 << 20;
 /// Smaller ones stay in memory all the same.
 const LEAST_TENSOR: usize = 16 << 10;
 
+/// Channels of hidden states that share a scale, where they lose some of their digits on disk: few, since a few channels
+/// are far larger than the others.
+const GROUP: usize = 32;
+
 /// A group's hidden states.
 #[derive(Debug)]
 pub(super) struct Hidden {
     spill: Arc<Mutex<Spill>>,
+    codec: SpillCodec,
+    /// Channels of the states themselves. What else is handed over (masks, positions' sines) comes back as it was.
+    width: usize,
     waiting: HashMap<String, Waiting>,
     /// Room that no tensor has.
     free: Vec<Slot>,
@@ -36,6 +44,7 @@ struct Slot {
 #[derive(Debug)]
 struct Waiting {
     slot: Slot,
+    coding: Coding,
     bytes: usize,
     /// Whether it is on disk as it is.
     saved: bool,
@@ -53,8 +62,8 @@ impl Waiting {
 
 impl Hidden {
     /// Nothing yet.
-    pub fn new(spill: &Arc<Mutex<Spill>>) -> Self {
-        Self { spill: Arc::clone(spill), waiting: HashMap::new(), free: Vec::new() }
+    pub fn new(spill: &Arc<Mutex<Spill>>, codec: SpillCodec, width: usize) -> Self {
+        Self { spill: Arc::clone(spill), codec, width, waiting: HashMap::new(), free: Vec::new() }
     }
 
     /// Begins to read back those of these tensors that are on disk.
@@ -63,7 +72,10 @@ impl Hidden {
         for name in names {
             let Some(waiting) = self.waiting.get_mut(name).filter(|waiting| !waiting.here) else { continue };
             let region = bindings.region(waiting.slot.buffer);
-            waiting.coming = Some(spill.read(region, waiting.slot.offset, whole(waiting.bytes)));
+            waiting.coming = Some(match waiting.coding.codec {
+                SpillCodec::None => spill.read(region, waiting.slot.offset, whole(waiting.bytes)),
+                _ => spill.read_stripes(region, stripes(waiting), waiting.coding),
+            });
             waiting.here = true;
         }
     }
@@ -90,16 +102,20 @@ impl Hidden {
         }
         for (name, bytes) in made.into_iter().filter(|(_, bytes)| *bytes >= LEAST_TENSOR) {
             let slot = self.slot(bytes, bindings)?;
+            let coding = self.coding(&name, bindings)?;
             bindings.move_handed(&name, slot.buffer)?;
-            let waiting = Waiting { slot, bytes, saved: false, here: true, going: None, coming: None };
+            let waiting = Waiting { slot, coding, bytes, saved: false, here: true, going: None, coming: None };
             self.waiting.insert(name, waiting);
         }
         let spill = self.spill.lock().unwrap_or_else(PoisonError::into_inner);
         for waiting in self.waiting.values_mut().filter(|waiting| waiting.here) {
             // What came back is there still: its memory is given back only.
-            let ranges = if waiting.saved { Vec::new() } else { whole(waiting.bytes) };
             let region = bindings.region(waiting.slot.buffer);
-            waiting.going = Some(spill.write(region, waiting.slot.offset, ranges, true));
+            waiting.going = Some(match waiting.coding.codec {
+                _ if waiting.saved => spill.write(region, waiting.slot.offset, Vec::new(), true),
+                SpillCodec::None => spill.write(region, waiting.slot.offset, whole(waiting.bytes), true),
+                _ => spill.write_stripes(region, stripes(waiting), waiting.coding, true),
+            });
             (waiting.saved, waiting.here) = (true, false);
         }
         Ok(())
@@ -141,6 +157,12 @@ impl Hidden {
         self.waiting.values().filter(here).map(|waiting| waiting.bytes).sum()
     }
 
+    fn coding(&self, name: &str, bindings: &Bindings) -> Result<Coding> {
+        let (dtype, width) = bindings.handed_elements(name)?;
+        let states = matches!(dtype, Some(Dtype::Float32 | Dtype::Float16)) && width == self.width;
+        Ok(Coding { codec: self.codec, size: dtype.map_or(1, Dtype::size), group: states.then_some(GROUP) })
+    }
+
     /// The smallest free room that is large enough, or a new one.
     fn slot(&mut self, bytes: usize, bindings: &mut Bindings) -> Result<Slot> {
         let fits = self.free.iter().enumerate().filter(|(_, slot)| slot.bytes >= bytes);
@@ -151,6 +173,10 @@ impl Hidden {
         let offset = self.spill.lock().unwrap_or_else(PoisonError::into_inner).place_more(bytes as u64)?;
         Ok(Slot { buffer: bindings.allocate(bytes)?, offset, bytes })
     }
+}
+
+fn stripes(waiting: &Waiting) -> Vec<Stripe> {
+    vec![Stripe { at: waiting.slot.offset, ranges: whole(waiting.bytes) }]
 }
 
 fn whole(bytes: usize) -> Vec<Range<usize>> {

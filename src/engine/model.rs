@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::cell::{Backend, Flavour};
+use crate::cell::{Backend, Dtype, Flavour};
 use crate::engine::feed::{self, Feed};
 use crate::engine::fixed;
-use crate::engine::offload::aligned_capacity;
+use crate::engine::offload::{Size, aligned_capacity};
 use crate::engine::parts::{Opening, Part, handed_bytes};
 use crate::engine::placing::Setting;
 use crate::engine::plan::{CacheMode, Plan};
@@ -18,7 +18,7 @@ use crate::engine::weights::Weights;
 use crate::error::{Error, Result};
 use crate::loader::feed::copier;
 use crate::loader::pager::{PagerFacts, Statistics};
-use crate::loader::spill::Spill;
+use crate::loader::spill::{Coding, Spill, SpillCodec};
 use crate::package::shards::{ALIGNMENT, Form};
 use crate::package::{Dim, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::device::ProviderMemory;
@@ -36,6 +36,8 @@ pub struct Model {
     weights: Option<Weights>,
     /// The folder for caches that wait on disk.
     offload: Option<PathBuf>,
+    /// How they are stored there.
+    pub(super) offload_codec: SpillCodec,
     vision: Option<Vision>,
     pub(super) ports: Ports,
     pub(super) cache_mode: CacheMode,
@@ -161,6 +163,7 @@ impl Model {
             micro_batch: plan.micro_batch.map(|size| size as usize),
             weights,
             offload: plan.offload.clone(),
+            offload_codec: plan.offload_codec,
             vision,
             ports,
             cache_mode,
@@ -274,8 +277,25 @@ impl Model {
             _ => capacity,
         };
         let capacity = self.ports.cache.iter().map(widest).max().unwrap_or(capacity);
-        let pages = (self.ports.cache.len() * batch) as u64 * ALIGNMENT;
-        (batch * capacity) as u64 * self.manifest.cache.bytes_per_token + pages
+        let together = self.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
+        let of = |(past, _): &(Port, Port)| {
+            let [_, Dim::Size(heads), _, Dim::Size(width)] = past.dims[..] else { return 0 };
+            let (heads, width) = (heads as usize, width as usize);
+            let room = |sequences: usize| {
+                let (rows, column) = (sequences * heads, width * past.dtype.size());
+                Size { rows, column, capacity, coding: self.coding(past.dtype, width) }.room() + ALIGNMENT
+            };
+            let last = batch % together;
+            (batch / together) as u64 * room(together) + if last == 0 { 0 } else { room(last) }
+        };
+        self.ports.cache.iter().map(of).sum()
+    }
+
+    /// How elements of that type are stored while they wait on disk; so many of them, which follow each other, share a
+    /// scale where they lose some of their digits.
+    pub(super) fn coding(&self, dtype: Dtype, group: usize) -> Coding {
+        let group = matches!(dtype, Dtype::Float32 | Dtype::Float16).then_some(group);
+        Coding { codec: self.offload_codec, size: dtype.size(), group }
     }
 
     /// Image tokens of the prompts: the places for rows of features.

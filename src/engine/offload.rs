@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Result;
-use crate::loader::spill::{Spill, Ticket};
+use crate::loader::spill::{Coding, Spill, SpillCodec, Stripe, Ticket};
 use crate::package::shards::ALIGNMENT;
 use crate::runtime::{Bindings, BufferId};
 
@@ -19,6 +19,8 @@ pub(super) struct Offload {
 #[derive(Debug)]
 struct Waiting {
     offset: u64,
+    /// Where what is on disk is encoded.
+    encoded: Option<Encoded>,
     /// Columns that are on disk as they should be.
     saved: usize,
     /// Its way in, once that has begun.
@@ -26,6 +28,66 @@ struct Waiting {
     /// Its way out.
     going: Option<Ticket>,
     here: bool,
+}
+
+/// How a tensor is encoded: in stripes of columns, of all of its rows.
+#[derive(Debug, Clone, Copy)]
+struct Encoded {
+    coding: Coding,
+    columns: usize,
+    /// Bytes on disk for one of them.
+    room: u64,
+}
+
+/// Bytes of a stripe, about: a step encodes the last one anew, and all others are read one by one.
+const STRIPE: usize = 512 << 10;
+
+/// What room a cache tensor takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// See [`Extent::rows`].
+    pub rows: usize,
+    /// See [`Extent::column`].
+    pub column: usize,
+    /// Columns that a row may get.
+    pub capacity: usize,
+    /// How it is stored.
+    pub coding: Coding,
+}
+
+impl Size {
+    fn encoded(&self) -> Option<Encoded> {
+        if self.coding.codec == SpillCodec::None {
+            return None;
+        }
+        let column = (self.rows * self.column).max(1);
+        let columns = (STRIPE / column).clamp(1, self.capacity.max(1));
+        Some(Encoded { coding: self.coding, columns, room: ((columns * column) as u64).next_multiple_of(ALIGNMENT) })
+    }
+
+    /// Bytes on disk at most.
+    pub fn room(&self) -> u64 {
+        match self.encoded() {
+            None => (self.rows * self.column * self.capacity) as u64,
+            Some(encoded) => encoded.room * self.capacity.div_ceil(encoded.columns) as u64,
+        }
+    }
+}
+
+impl Encoded {
+    /// The stripes of these columns, the first of which begins a stripe.
+    fn stripes(&self, offset: u64, extent: Extent, columns: std::ops::Range<usize>) -> Vec<Stripe> {
+        let numbers = columns.start / self.columns..columns.end.div_ceil(self.columns);
+        let stripe = |number: usize| {
+            let (from, to) = (number * self.columns, ((number + 1) * self.columns).min(columns.end));
+            let range = |row: usize| {
+                let start = row * extent.stride;
+                (start + from) * extent.column..(start + to) * extent.column
+            };
+            Stripe { at: offset + number as u64 * self.room, ranges: (0..extent.rows).map(range).collect() }
+        };
+        if columns.is_empty() { Vec::new() } else { numbers.map(stripe).collect() }
+    }
 }
 
 /// How a cache tensor lies in its buffer.
@@ -66,11 +128,14 @@ pub(super) fn aligned_capacity(capacity: usize, column: usize) -> usize {
 
 impl Offload {
     /// Room on disk for tensors of these sizes.
-    pub fn new(spill: &Arc<Mutex<Spill>>, bytes: impl Iterator<Item = usize>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// More than the file has room for.
+    pub fn new(spill: &Arc<Mutex<Spill>>, sizes: impl Iterator<Item = Size>) -> Result<Self> {
         let mut file = spill.lock().unwrap_or_else(PoisonError::into_inner);
-        let tensors = bytes.map(|bytes| {
-            let offset = file.place(bytes as u64)?;
-            Ok(Waiting { offset, saved: 0, coming: None, going: None, here: true })
+        let tensors = sizes.map(|size| {
+            let (offset, encoded) = (file.place(size.room())?, size.encoded());
+            Ok(Waiting { offset, encoded, saved: 0, coming: None, going: None, here: true })
         });
         let tensors = tensors.collect::<Result<_>>()?;
         Ok(Self { spill: Arc::clone(spill), tensors })
@@ -89,7 +154,12 @@ impl Offload {
         }
         let spill = self.spill.lock().unwrap_or_else(PoisonError::into_inner);
         let region = bindings.region(extent.buffer);
-        tensor.coming = Some(spill.read(region, tensor.offset, extent.ranges(0..columns)));
+        tensor.coming = Some(match tensor.encoded {
+            None => spill.read(region, tensor.offset, extent.ranges(0..columns)),
+            Some(encoded) => {
+                spill.read_stripes(region, encoded.stripes(tensor.offset, extent, 0..columns), encoded.coding)
+            }
+        });
     }
 
     /// Waits until a tensor's first columns are in memory.
@@ -113,7 +183,15 @@ impl Offload {
         let from = written.start.min(tensor.saved);
         let spill = self.spill.lock().unwrap_or_else(PoisonError::into_inner);
         let region = bindings.region(extent.buffer);
-        tensor.going = Some(spill.write(region, tensor.offset, extent.ranges(from..written.end), true));
+        tensor.going = Some(match tensor.encoded {
+            None => spill.write(region, tensor.offset, extent.ranges(from..written.end), true),
+            Some(encoded) => {
+                // A stripe that grows is encoded anew from its first column on.
+                let from = from / encoded.columns * encoded.columns;
+                let stripes = encoded.stripes(tensor.offset, extent, from..written.end);
+                spill.write_stripes(region, stripes, encoded.coding, true)
+            }
+        });
         tensor.saved = written.end;
         tensor.here = false;
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cell::{Cell, Residency};
 use crate::engine::serving::Waves;
+use crate::loader::spill::SpillCodec;
 use crate::package::Padding;
 use crate::runtime::SharedThreads;
 
@@ -53,6 +54,8 @@ pub struct Plan {
     pub micro_batch: Option<u32>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
+    /// How caches and hidden states that wait on disk are stored there.
+    pub offload_codec: SpillCodec,
     /// Copy a pack's weights to memory of ONNX Runtime's ahead of use, which devices need, even where the provider
     /// could take them where they are. Packs of the form `inputs` only.
     pub copies_weights: bool,
@@ -107,6 +110,7 @@ impl Plan {
             read_ahead,
             micro_batch,
             offload,
+            offload_codec,
             copies_weights,
             copies_caches,
             fixed_steps,
@@ -129,6 +133,7 @@ impl Plan {
         knob("reading ahead", read_ahead);
         knob("micro-batch", micro_batch);
         knob("offload folder", offload);
+        knob("codec of what waits on disk", offload_codec);
         knob("copies of weights", copies_weights);
         knob("copies of caches", copies_caches);
         knob("fixed steps", fixed_steps);
@@ -174,6 +179,7 @@ impl Plan {
             read_ahead: true,
             micro_batch: None,
             offload: None,
+            offload_codec: SpillCodec::None,
             copies_weights: false,
             copies_caches: false,
             fixed_steps: false,

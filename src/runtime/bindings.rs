@@ -266,3 +266,9 @@ fn element_type(dtype: Dtype) -> sys::ONNXTensorElementDataType {
         Dtype::UInt8 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
     }
 }
+
+/// The reverse of [`element_type`].
+pub(super) fn dtype(element: sys::ONNXTensorElementDataType) -> Option<Dtype> {
+    let all = [Dtype::Float32, Dtype::Float16, Dtype::BFloat16, Dtype::Int64, Dtype::Int32, Dtype::Int8, Dtype::UInt8];
+    all.into_iter().find(|dtype| element_type(*dtype) == element)
+}

@@ -5,9 +5,10 @@ use ort::AsPointer;
 use ort::sys;
 
 use super::binding::{RawValue, c_name, check};
-use super::bindings::Bindings;
+use super::bindings::{Bindings, dtype};
 use super::buffers::BufferId;
 use super::ort_error;
+use crate::cell::Dtype;
 use crate::error::{Error, Result};
 
 /// A tensor that is handed over.
@@ -73,6 +74,21 @@ impl Bindings {
             Handed::Theirs { bytes, .. } => Some((name.as_str(), *bytes)),
             Handed::Ours { .. } => None,
         })
+    }
+
+    /// The element type, where it is one that this program knows, and the last dimension of what is handed over under that
+    /// name.
+    pub fn handed_elements(&self, name: &str) -> Result<(Option<Dtype>, usize)> {
+        let moved;
+        let (element, dims) = match self.handed.get(name) {
+            None => return Err(Error::new(format!("nothing is handed over as `{name}`; this is a bug"))),
+            Some(Handed::Ours { element, dims, .. }) => (*element, dims),
+            Some(Handed::Theirs { value, .. }) => {
+                moved = description(value)?;
+                (moved.0, &moved.1)
+            }
+        };
+        Ok((dtype(element), dims.last().map_or(1, |size| (*size).max(0) as usize)))
     }
 
     /// Moves what is handed over under that name to a buffer, and gives ONNX Runtime's memory back.

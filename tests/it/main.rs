@@ -37,3 +37,4 @@ mod tables;
 mod tasks;
 mod templates;
 mod vision;
+mod waiting;

@@ -10,8 +10,9 @@ use crate::loader::spill::Spill;
 
 impl Group {
     /// Lets hidden states wait on disk as well, where they are large and other groups have their turn meanwhile.
-    pub fn offload_hidden(&mut self, spill: &Arc<Mutex<Spill>>) {
-        self.hidden = Some(Hidden::new(spill));
+    pub fn offload_hidden(&mut self, model: &Model, spill: &Arc<Mutex<Spill>>) {
+        let width = model.manifest().shape.hidden_size as usize;
+        self.hidden = Some(Hidden::new(spill, model.offload_codec, width));
     }
 
     /// Waits until what the group sent to disk of its hidden states has left.

@@ -17,10 +17,10 @@ pub use scales::{Bits, Channels, Scales, Sharing};
 
 use super::pack::PackStep;
 use super::{Optimization, OptionKind, OptionSpec, Options, Setup, Subject};
-use crate::cell::{ImpactMetric, ProviderKind, Technique};
+use crate::cell::{ImpactMetric, Technique};
 use crate::error::{Error, Result};
 use crate::loader::pack::CodecChoice;
-use crate::package::shards::Form;
+use crate::loader::spill::SpillCodec;
 
 /// The technique.
 pub struct TensorCompression;
@@ -50,6 +50,13 @@ const OPTIONS: &[OptionSpec] = &[
         default: "none",
         description: "pack the weights, compressed without loss, to be decoded when they are read",
     },
+    OptionSpec {
+        name: "offload",
+        kind: OptionKind::Words(SpillCodec::NAMES),
+        default: "none",
+        description: "how caches and hidden states that wait on disk are stored there: compressed without loss (lz4, \
+                      zstd, planes), or floats as 8 bits",
+    },
 ];
 
 impl Optimization for TensorCompression {
@@ -66,6 +73,10 @@ impl Optimization for TensorCompression {
         OPTIONS
     }
 
+    fn derives_pack(&self, options: &Options) -> bool {
+        !options.is("shards", "none")
+    }
+
     fn objective(&self, options: &Options) -> ImpactMetric {
         if options.is("cache", "none") { ImpactMetric::BytesRead } else { ImpactMetric::PeakResident }
     }
@@ -80,6 +91,15 @@ impl Optimization for TensorCompression {
                  `ortbench pack --codec`",
             ));
         }
+        if !options.is("offload", "none") && !waits_on_disk(subject) {
+            return Err(Error::unsupported(
+                "`offload` says how what waits on disk is stored, and nothing of this cell waits there",
+            )
+            .hint("set the axis `offload: disk`, or switch on `disk_offload` or `activation_offload` beside it"));
+        }
+        if ["cache", "shards", "offload"].iter().all(|name| options.is(name, "none")) {
+            return Err(Error::unsupported("`cache`, `shards` and `offload` are `none`: there is nothing to compress"));
+        }
         Ok(())
     }
 
@@ -88,14 +108,20 @@ impl Optimization for TensorCompression {
             setup.derive(step);
         }
         if let Some(codec) = codec(options) {
-            let form = match subject.cell.backend.provider {
-                ProviderKind::Cpu => Form::Operators,
-                _ => Form::Inputs,
-            };
-            setup.derive(PackStep { form, codec });
+            setup.derive(PackStep { form: PackStep::form_for(subject.cell.backend.provider), codec });
+        }
+        if let Ok(codec) = options.text("offload").parse() {
+            setup.plan.offload_codec = codec;
         }
         Ok(())
     }
+}
+
+/// Whether anything of the cell goes to the disk while it waits.
+fn waits_on_disk(subject: &Subject) -> bool {
+    let with = [Technique::DiskOffload, Technique::DiskPipeline, Technique::ActivationOffload];
+    let mut switched = subject.cell.optimizations.iter().flat_map(|plan| &plan.switched);
+    subject.cell.memory.offload || switched.any(|other| with.contains(&other.technique))
 }
 
 fn caches(options: &Options) -> Option<CacheStep> {

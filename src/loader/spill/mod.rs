@@ -2,6 +2,14 @@
 //!
 //! One thread does the transfers in the order in which they were asked for, so that what was written is read back
 //! whole without further care. The file has no name: it is gone with the process, however that ends.
+//!
+//! `coding.rs` makes fewer bytes of what waits, `stripes.rs` stores what is so encoded.
+
+mod coding;
+mod stripes;
+
+pub use coding::{Coding, SpillCodec};
+pub use stripes::Stripe;
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -15,6 +23,7 @@ use std::thread::JoinHandle;
 use crate::error::{Context, Error, Result};
 use crate::package::shards::ALIGNMENT;
 use crate::runtime::Region;
+use stripes::Stripes;
 
 /// Bytes that went out and came back since the spill was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +32,19 @@ pub struct Traffic {
     pub written: u64,
     /// Read.
     pub read: u64,
+    /// What was written, as it was in memory.
+    pub written_plain: u64,
+    /// What was read, as it is in memory.
+    pub read_plain: u64,
+}
+
+/// The same while it grows.
+#[derive(Debug, Default)]
+struct Counters {
+    written: AtomicU64,
+    read: AtomicU64,
+    written_plain: AtomicU64,
+    read_plain: AtomicU64,
 }
 
 /// A file that memory leaves for.
@@ -36,7 +58,7 @@ pub struct Spill {
     room: u64,
     /// The end of that.
     more: u64,
-    traffic: Arc<(AtomicU64, AtomicU64)>,
+    traffic: Arc<Counters>,
 }
 
 /// A transfer that was asked for.
@@ -66,9 +88,16 @@ struct Job {
     /// Whether the memory's pages are given back once they are written.
     release: bool,
     region: Region,
-    offset: u64,
-    ranges: Vec<Range<usize>>,
+    what: What,
     ticket: Ticket,
+}
+
+/// What is moved.
+enum What {
+    /// Ranges, to the same places after an offset.
+    Ranges(u64, Vec<Range<usize>>),
+    /// Encoded stripes.
+    Stripes(Vec<Stripe>, Coding),
 }
 
 impl Spill {
@@ -86,7 +115,7 @@ impl Spill {
                 .hint("fewer sequences or a shorter context need less; or give the pack a disk with more room"));
         }
         let (file, direct) = open(folder).with_context(failed)?;
-        let traffic = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+        let traffic = Arc::<Counters>::default();
         let (jobs, queue) = channel();
         let counted = Arc::clone(&traffic);
         let worker = std::thread::Builder::new()
@@ -144,17 +173,27 @@ impl Spill {
     /// Writes these ranges of the region to the same places after `offset`, and with `release` gives the region's
     /// pages back afterwards: it reads as zeros then.
     pub fn write(&self, region: Region, offset: u64, ranges: Vec<Range<usize>>, release: bool) -> Ticket {
-        self.ask(true, release, region, offset, ranges)
+        self.ask(true, release, region, What::Ranges(offset, ranges))
     }
 
     /// Reads these ranges back.
     pub fn read(&self, region: Region, offset: u64, ranges: Vec<Range<usize>>) -> Ticket {
-        self.ask(false, false, region, offset, ranges)
+        self.ask(false, false, region, What::Ranges(offset, ranges))
     }
 
-    fn ask(&self, out: bool, release: bool, region: Region, offset: u64, ranges: Vec<Range<usize>>) -> Ticket {
+    /// Writes stripes of the region, encoded, and with `release` gives its pages back afterwards.
+    pub fn write_stripes(&self, region: Region, stripes: Vec<Stripe>, coding: Coding, release: bool) -> Ticket {
+        self.ask(true, release, region, What::Stripes(stripes, coding))
+    }
+
+    /// Reads stripes back, or the first bytes of each of their ranges.
+    pub fn read_stripes(&self, region: Region, stripes: Vec<Stripe>, coding: Coding) -> Ticket {
+        self.ask(false, false, region, What::Stripes(stripes, coding))
+    }
+
+    fn ask(&self, out: bool, release: bool, region: Region, what: What) -> Ticket {
         let ticket = Ticket(Arc::new((Mutex::new(None), Condvar::new())));
-        let job = Job { out, release, region, offset, ranges, ticket: ticket.clone() };
+        let job = Job { out, release, region, what, ticket: ticket.clone() };
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
             finish(&ticket, Err(Error::new("the thread that moves memory to disk has ended")));
@@ -164,8 +203,9 @@ impl Spill {
 
     /// What went over the disk so far.
     pub fn traffic(&self) -> Traffic {
-        let (written, read) = &*self.traffic;
-        Traffic { written: written.load(Ordering::Relaxed), read: read.load(Ordering::Relaxed) }
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters { written, read, written_plain, read_plain } = &*self.traffic;
+        Traffic { written: of(written), read: of(read), written_plain: of(written_plain), read_plain: of(read_plain) }
     }
 }
 
@@ -192,9 +232,11 @@ fn open(folder: &Path) -> std::io::Result<(File, bool)> {
     }
 }
 
-fn work(file: &File, direct: bool, queue: &Receiver<Job>, traffic: &(AtomicU64, AtomicU64)) {
+fn work(file: &File, direct: bool, queue: &Receiver<Job>, counters: &Counters) {
+    // Its memory is this thread's own.
+    let mut stripes = Stripes::default();
     while let Ok(job) = queue.recv() {
-        let outcome = transfer(file, direct, &job, traffic);
+        let outcome = transfer(file, direct, &job, &mut stripes, counters);
         finish(&job.ticket, outcome);
     }
 }
@@ -205,19 +247,43 @@ fn finish(ticket: &Ticket, outcome: Result<()>) {
     done.notify_all();
 }
 
-fn transfer(file: &File, direct: bool, job: &Job, traffic: &(AtomicU64, AtomicU64)) -> Result<()> {
-    for range in &job.ranges {
-        let range = aligned(range, job.region.bytes(), direct);
-        let at = job.offset + range.start as u64;
-        // SAFETY: whoever asks for a transfer leaves the region alone until its ticket is done, and keeps it alive:
-        // that is the contract of `Region`.
-        let bytes = unsafe { job.region.bytes_mut(range.clone()) };
-        if job.out {
-            file.write_all_at(bytes, at).context("cannot write what waits to its file")?;
-            traffic.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        } else {
-            file.read_exact_at(bytes, at).context("cannot read back what waited in its file")?;
-            traffic.1.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+fn transfer(file: &File, direct: bool, job: &Job, stripes: &mut Stripes, counters: &Counters) -> Result<()> {
+    let moved = |plain: u64, bytes: u64| {
+        let (counter, in_memory) = match job.out {
+            true => (&counters.written, &counters.written_plain),
+            false => (&counters.read, &counters.read_plain),
+        };
+        counter.fetch_add(bytes, Ordering::Relaxed);
+        in_memory.fetch_add(plain, Ordering::Relaxed);
+    };
+    match &job.what {
+        What::Ranges(offset, ranges) => {
+            for range in ranges {
+                let range = aligned(range, job.region.bytes(), direct);
+                let at = offset + range.start as u64;
+                // SAFETY: whoever asks for a transfer leaves the region alone until its ticket is done, and keeps it
+                // alive: that is the contract of `Region`.
+                let bytes = unsafe { job.region.bytes_mut(range.clone()) };
+                if job.out {
+                    file.write_all_at(bytes, at).context("cannot write what waits to its file")?;
+                } else {
+                    file.read_exact_at(bytes, at).context("cannot read back what waited in its file")?;
+                }
+                moved(bytes.len() as u64, bytes.len() as u64);
+            }
+        }
+        What::Stripes(all, coding) => {
+            for stripe in all {
+                // SAFETY: as above.
+                let (plain, bytes) = unsafe {
+                    if job.out {
+                        stripes.write(file, job.region, stripe, *coding)?
+                    } else {
+                        stripes.read(file, job.region, stripe, *coding)?
+                    }
+                };
+                moved(plain, bytes);
+            }
         }
     }
     if job.release {
@@ -272,6 +338,37 @@ mod tests {
         assert!(first[8_192..].iter().enumerate().all(|(i, byte)| *byte == ((i + 8_192) % 251) as u8));
         assert!(second.bytes_mut().iter().all(|byte| *byte == 7));
         assert!(spill.traffic().written >= 15_000 && spill.traffic().read >= 10_904);
+    }
+
+    #[test]
+    fn stripes_come_back_whole_or_in_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spill = Spill::new(folder.path(), 1 << 20).unwrap();
+        let mut memory = Memory::new(80_000).unwrap();
+        let values =
+            |count: usize| (0..count).flat_map(|i| ((i % 300) as f32 / 7.0).to_le_bytes()).collect::<Vec<u8>>();
+        let expected = values(20_000);
+        let at = spill.place(40_000).unwrap();
+        for codec in SpillCodec::ALL {
+            let coding = Coding { codec: *codec, size: 4, group: None };
+            memory.bytes_mut().copy_from_slice(&expected);
+            let stripe = |length: usize| vec![Stripe { at, ranges: vec![100..100 + length, 50_000..50_000 + length] }];
+            spill.write_stripes(memory.region(), stripe(16_000), coding, true).wait().unwrap();
+            spill.read_stripes(memory.region(), stripe(16_000), coding).wait().unwrap();
+            assert_eq!(memory.bytes()[100..16_100], expected[100..16_100], "{codec}");
+            assert_eq!(memory.bytes()[50_000..66_000], expected[50_000..66_000], "{codec}");
+            assert_eq!((memory.bytes()[99], memory.bytes()[66_001]), (0, 0));
+            memory.bytes_mut().fill(1);
+            spill.read_stripes(memory.region(), stripe(400), coding).wait().unwrap();
+            assert_eq!(memory.bytes()[50_000..50_400], expected[50_000..50_400], "{codec}");
+            assert!(memory.bytes()[50_400..66_000].iter().all(|byte| *byte == 1), "{codec}");
+        }
+        let traffic = spill.traffic();
+        assert_eq!(traffic.written_plain, 32_000 * SpillCodec::ALL.len() as u64);
+        assert!(traffic.written < traffic.written_plain && traffic.read < traffic.read_plain, "{traffic:?}");
+        let never = vec![Stripe { at: at + 4096, ranges: vec![0..10] }];
+        let coding = Coding { codec: SpillCodec::Zstd, size: 4, group: None };
+        assert!(spill.read_stripes(memory.region(), never, coding).wait().is_err());
     }
 
     #[test]
