@@ -10,6 +10,7 @@ mod budget;
 mod derive;
 mod disk_offload;
 mod disk_pipeline;
+mod kernel_fusion;
 mod options;
 mod pack;
 mod setup;
@@ -18,6 +19,7 @@ mod smart_paging;
 
 pub use arrange::{Arranged, arm, arms, arrange, prepare};
 pub use derive::{Derivation, Evidence, Stage, Workshop};
+pub use kernel_fusion::KernelFusion;
 pub use options::{OptionKind, OptionSpec, Options};
 pub use setup::{Arms, Setup, Subject, known};
 
@@ -98,7 +100,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::RuntimeMemory => &Missing(Technique::RuntimeMemory),
         Technique::SmartPaging => &smart_paging::SmartPaging,
         Technique::AdaptiveMicrobatching => &Missing(Technique::AdaptiveMicrobatching),
-        Technique::KernelFusion => &Missing(Technique::KernelFusion),
+        Technique::KernelFusion => &kernel_fusion::KernelFusion,
         Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
         Technique::TensorCompression => &Missing(Technique::TensorCompression),
         Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,

@@ -11,6 +11,7 @@ mod damage;
 mod devices;
 mod endings;
 mod expected;
+mod fusion;
 mod generation;
 mod gpu_check;
 mod graphs;
