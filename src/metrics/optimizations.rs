@@ -116,6 +116,28 @@ pub(super) const FACTS: &[Fact] = &[
         FactKind::Text,
         "Sequences that ran together, wave after wave of the last measured run, where there was more than one wave.",
     ),
+    fact(
+        "fusion_nodes_before",
+        FactKind::Integer,
+        "Nodes of the decoder's graph before operators of this program took the place of some.",
+    ),
+    fact("fusion_nodes_after", FactKind::Integer, "Nodes after that."),
+    fact("fusion_nodes_replaced", FactKind::Integer, "Nodes whose place they took."),
+    fact(
+        "fusion_operators",
+        FactKind::Text,
+        "Nodes of each operator of this program, e.g. `HeadNorm 36, SkipNorm 72, SwiGlu 36`.",
+    ),
+    fact("compiled_nodes_before", FactKind::Integer, "Nodes of the decoder's graph before it was compiled ahead of time."),
+    fact("compiled_nodes_after", FactKind::Integer, "Nodes of the graph as ONNX Runtime optimized and saved it."),
+    fact(
+        "compiled_prepacked_constants",
+        FactKind::Integer,
+        "Constants that lie beside the graph in the order of ONNX Runtime's kernels, to be mapped instead of made at each load.",
+    ),
+    fact("compiled_prepacked_bytes", FactKind::Integer, "Their bytes."),
+    fact("compiled_bytes", FactKind::Integer, "Bytes of the compiled graph with all its constants, prepacked or not."),
+    fact("compile_seconds", FactKind::Float, "Seconds in which the graph was compiled and written, once."),
 ];
 
 const fn fact(name: &'static str, kind: FactKind, description: &'static str) -> Fact {

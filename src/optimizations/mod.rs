@@ -11,6 +11,7 @@ mod budget;
 mod derive;
 mod disk_offload;
 mod disk_pipeline;
+mod kernel_fusion;
 pub mod model_surgery;
 mod options;
 pub mod pack;
@@ -21,6 +22,7 @@ pub mod tensor_compression;
 
 pub use arrange::{Arranged, arm, arms, arrange, prepare};
 pub use derive::{Derivation, Evidence, Stage, Workshop};
+pub use kernel_fusion::KernelFusion;
 pub use options::{OptionKind, OptionSpec, Options};
 pub use setup::{Arms, Setup, Subject, known};
 
@@ -101,7 +103,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::RuntimeMemory => &Missing(Technique::RuntimeMemory),
         Technique::SmartPaging => &smart_paging::SmartPaging,
         Technique::AdaptiveMicrobatching => &adaptive_microbatching::AdaptiveMicrobatching,
-        Technique::KernelFusion => &Missing(Technique::KernelFusion),
+        Technique::KernelFusion => &kernel_fusion::KernelFusion,
         Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
         Technique::TensorCompression => &tensor_compression::TensorCompression,
         Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::onnx::{self, GraphProto, NodeProto, Place, Source, TensorProto, ValueInfoProto};
+use super::onnx::{self, GraphProto, NodeProto, OperatorSetIdProto, Place, Source, TensorProto, ValueInfoProto};
 use super::{FileEntry, Graph, Manifest, Package};
 use crate::digest;
 use crate::error::{Context, Error, Result};
@@ -159,6 +159,14 @@ impl<'a> Edition<'a> {
             Some((name, data_type, dims))
         };
         self.constants().into_iter().filter_map(described).collect()
+    }
+
+    /// Names a domain of operators among those that the model uses.
+    pub fn import(&mut self, domain: &str, version: i64) {
+        let sets = &mut self.source.model.opset_import;
+        if !sets.iter().any(|set| set.domain() == domain) {
+            sets.push(OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) });
+        }
     }
 
     /// The decoder's entry in the manifest.

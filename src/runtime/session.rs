@@ -10,7 +10,7 @@ use super::custom::{self, Failure, Weights};
 use super::operators::Refusal;
 use super::providers::{self, Computes, Provider};
 use super::{Placement, Runtime, ort_error, plugin, preload};
-use crate::cell::Backend;
+use crate::cell::{Backend, ProviderKind};
 use crate::error::{Error, Result};
 
 /// How a session is made.
@@ -109,7 +109,9 @@ impl Session {
             builder = plugin::add(builder, runtime, plugin, &backend.options)?;
         }
         let failure = Failure::default();
-        if let Some(weights) = weights {
+        // On other providers they would copy what is on a device, and a row would bear the name of one that did not
+        // compute them.
+        if backend.provider == ProviderKind::Cpu || weights.is_some() {
             let domain = custom::domain(weights, options.threads, &failure)?;
             builder = builder
                 .with_operators(domain)

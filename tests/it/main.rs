@@ -12,6 +12,7 @@ mod damage;
 mod devices;
 mod endings;
 mod expected;
+mod fusion;
 mod generation;
 mod gpu_check;
 mod graphs;

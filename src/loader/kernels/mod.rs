@@ -38,26 +38,4 @@ pub use experts::{Share, down_offset, expert_bytes, experts};
 pub use layout::{LAYOUT, check, half_scales_lose_nothing, pack, packed_bytes, unpack};
 pub use product::multiply;
 
-/// A buffer that tasks write to at the same time, each to elements of its own.
-struct Shared<T>(*mut T, usize);
-
-// SAFETY: tasks write disjoint elements (the promise of `slice`), and `T` is a plain number.
-unsafe impl<T: Copy + Send> Sync for Shared<T> {}
-
-impl<T: Copy> Shared<T> {
-    fn new(slice: &mut [T]) -> Self {
-        Self(slice.as_mut_ptr(), slice.len())
-    }
-
-    /// Elements `at .. at + count`, to write.
-    ///
-    /// # Safety
-    /// The slice that this was made of is still mutably borrowed, and nobody else reads or writes these elements
-    /// while the result lives.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises that nobody else has these elements")]
-    unsafe fn slice(&self, at: usize, count: usize) -> &mut [T] {
-        assert!(at <= self.1 && count <= self.1 - at, "a task writes past the end of a buffer");
-        // SAFETY: in bounds (asserted), and exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), count) }
-    }
-}
+use crate::runtime::custom::Shared;

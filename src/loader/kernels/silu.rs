@@ -2,6 +2,7 @@
 
 use super::layout::GROUP;
 use super::tile::Version;
+use crate::runtime::custom::math::exp;
 
 /// For each of a group's eight pairs of a gate (even) and an up projection (odd) `silu(gate) · up`.
 pub(super) fn gate(version: Version, pairs: &[f32; GROUP], out: &mut [f32]) {
@@ -29,25 +30,6 @@ fn gate_plain(pairs: &[f32; GROUP]) -> [f32; GROUP / 2] {
         *out = gate / (1.0 + exp(-gate)) * up;
     }
     out
-}
-
-/// eˣ within a few units of the last place from −87 to 88, and beyond as there: 2ⁿ · e^r with |r| ≤ ln 2 / 2 (the
-/// reduction of Cody and Waite, "Software Manual for the Elementary Functions", 1980), e^r by its Taylor series.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first with so few bits that its product with n is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > 88.0 { 88.0 } else { x };
-    let x = if x < -87.0 { -87.0 } else { x };
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
-    let n = shifted - SHIFT;
-    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
-    let series = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
-    let power = series.into_iter().fold(0.0_f32, |sum, term| sum.mul_add(r, term));
-    let exponent = (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32).wrapping_add(127);
-    power * f32::from_bits((exponent as u32) << 23)
 }
 
 #[cfg(test)]

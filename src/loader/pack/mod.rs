@@ -29,6 +29,7 @@ mod verify;
 mod write;
 
 pub use open::{check, open};
+pub use types::Types;
 pub use verify::{Damage, Verified, verify};
 
 use std::collections::HashMap;

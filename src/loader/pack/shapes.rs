@@ -157,6 +157,12 @@ impl Shapes {
                 let width = if packed == width { size(width) } else { open() };
                 Some([&input(1)?[..], &[width]].concat())
             }
+            // Without a key the first input holds queries, keys and values.
+            ("GroupQueryAttention", 0) if node.input_at(1).is_some() => input(0).cloned(),
+            ("SwiGlu" | "SkipNorm", 0) | ("SkipNorm", 1) => input(0).cloned(),
+            ("HeadNorm", 0) => with_last(input(0)?, size(node.int("queries")?)),
+            ("HeadNorm", 1) => with_last(input(0)?, size(node.int("keys")?)),
+            ("HeadNorm", 2) => with_last(input(0)?, open()),
             ("MatMulNBits", 0) => with_last(input(0)?, size(node.int("N")?)),
             ("MatMul", 0) => {
                 let (one, other) = (input(0)?, input(1)?);

@@ -31,6 +31,7 @@ pub mod data_type {
 
 /// Numbers of `AttributeProto.AttributeType`.
 mod attribute_type {
+    pub const FLOAT: i32 = 1;
     pub const INT: i32 = 2;
     pub const STRING: i32 = 3;
 }
@@ -164,6 +165,12 @@ impl AttributeProto {
     pub fn of_int(name: &str, value: i64) -> Self {
         let r#type = Some(attribute_type::INT);
         Self { name: Some(name.to_owned()), i: Some(value), r#type, ..Self::default() }
+    }
+
+    /// A float.
+    pub fn of_float(name: &str, value: f32) -> Self {
+        let r#type = Some(attribute_type::FLOAT);
+        Self { name: Some(name.to_owned()), f: Some(value), r#type, ..Self::default() }
     }
 
     /// A string.

@@ -1,28 +1,22 @@
-//! The operators as ONNX Runtime sees them.
+//! The operators that take weights, as ONNX Runtime sees them: this file only moves pointers and shapes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use ort::AsPointer;
 use ort::operator::{
     BoxedKernel, ComputeContext, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
-use ort::value::{TensorElementType, ValueRef};
+use ort::value::TensorElementType;
 
 use super::super::binding::check;
-use super::{Experts, Failure, Matrix, Parallel, Routing, Tensor, Weights};
-use crate::error::{Error, Result};
+use super::calls::{Calls, floats, input, missing_output};
+use super::{Experts, Matrix, Routing, Tensor, Weights};
 
 /// Adds every operator.
-pub(super) fn add_to(
-    domain: ort::Result<OperatorDomain>,
-    weights: &Arc<dyn Weights>,
-    threads: u32,
-    failure: &Failure,
-) -> ort::Result<OperatorDomain> {
-    let shared = || Shared { weights: Arc::clone(weights), threads: threads as usize, failure: failure.clone() };
-    let mut domain = domain?.add(MatrixOperator(shared()))?.add(ExpertsOperator(shared()))?;
+pub(super) fn add_to(domain: OperatorDomain, weights: &Arc<dyn Weights>, calls: &Calls) -> ort::Result<OperatorDomain> {
+    let shared = || Shared { weights: Arc::clone(weights), calls: calls.clone() };
+    let mut domain = domain.add(MatrixOperator(shared()))?.add(ExpertsOperator(shared()))?;
     for (number, element) in ELEMENTS {
         domain = domain.add(WeightOperator { name: format!("Weight{number}"), element: *element, shared: shared() })?;
     }
@@ -46,62 +40,15 @@ const ELEMENTS: &[(i32, TensorElementType)] = &[
 #[derive(Clone)]
 struct Shared {
     weights: Arc<dyn Weights>,
-    threads: usize,
-    failure: Failure,
+    calls: Calls,
 }
 
-impl Shared {
-    /// Runs what may fail or panic, and keeps its failure: a panic that reached ONNX Runtime would end the process.
-    fn guard<T>(&self, node: &str, work: impl FnOnce() -> Result<T>) -> ort::Result<T> {
-        let outcome = catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|_| Err(Error::new(format!("the operator `{node}` panicked; this is a bug of ortbench"))));
-        outcome.map_err(|error| self.failure.keep(error))
+impl Deref for Shared {
+    type Target = Calls;
+
+    fn deref(&self) -> &Calls {
+        &self.calls
     }
-}
-
-/// The threads of a session's operators.
-struct Pool<'a> {
-    context: &'a ComputeContext,
-    threads: usize,
-    panicked: AtomicBool,
-}
-
-// SAFETY: `KernelContext_ParallelFor` may be called from the thread that computes only; `Pool` is handed to code that
-// runs there, and what runs on other threads gets a number alone. Sharing the reference is therefore never used.
-unsafe impl Sync for Pool<'_> {}
-
-impl Parallel for Pool<'_> {
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        if self.threads == 1 || count <= 1 {
-            (0..count).for_each(task);
-            return;
-        }
-        let guarded = |number| {
-            if catch_unwind(AssertUnwindSafe(|| task(number))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-        };
-        let started = self.context.par_for(count, self.threads.min(count), guarded);
-        assert!(started.is_ok() && !self.panicked.load(Ordering::Relaxed), "a task of an operator failed");
-    }
-
-    fn threads(&self) -> usize {
-        self.threads
-    }
-}
-
-/// An input's dimensions and floats.
-fn floats<'a>(value: &'a ValueRef<'_>) -> ort::Result<(&'a [i64], &'a [f32])> {
-    let (shape, data) = value.try_extract_tensor::<f32>()?;
-    Ok((shape, data))
-}
-
-fn input(context: &ComputeContext, place: usize) -> ort::Result<ValueRef<'_>> {
-    context.input(place)?.ok_or_else(|| ort::Error::new(format!("the input {place} is missing")))
-}
-
-fn missing_output() -> ort::Error {
-    ort::Error::new("ONNX Runtime gave no output")
 }
 
 fn record(attributes: &KernelContext<'_>) -> ort::Result<String> {
@@ -144,7 +91,7 @@ fn multiply(shared: &Shared, name: &str, matrix: &dyn Matrix, context: &ComputeC
     *shape.last_mut().expect("checked above") = rows as i64;
     let mut output = context.output(0, shape)?.ok_or_else(missing_output)?;
     let (_, out) = output.try_extract_tensor_mut::<f32>()?;
-    let pool = Pool { context, threads: shared.threads, panicked: AtomicBool::new(false) };
+    let pool = shared.pool(context);
     shared.guard(name, || matrix.multiply(x, out, &pool))
 }
 
@@ -194,7 +141,7 @@ fn mix(shared: &Shared, name: &str, experts: &dyn Experts, context: &ComputeCont
     }
     let mut output = context.output(0, dims.to_vec())?.ok_or_else(missing_output)?;
     let (_, out) = output.try_extract_tensor_mut::<f32>()?;
-    let pool = Pool { context, threads: shared.threads, panicked: AtomicBool::new(false) };
+    let pool = shared.pool(context);
     shared.guard(name, || experts.mix(x, scores, mixing.map(|(_, mixing)| mixing), out, &pool))
 }
 

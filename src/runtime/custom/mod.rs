@@ -1,4 +1,6 @@
-//! Operators of this program, in the domain `ortbench`: they take their weights from a loader instead of the graph.
+//! Operators of this program, in the domain `ortbench`.
+//!
+//! Some take their weights from a loader instead of the graph; what they compute is behind [`Weights`]:
 //!
 //! | operator | inputs | attributes | output |
 //! |---|---|---|---|
@@ -6,7 +8,19 @@
 //! | `Experts` | x `[tokens, hidden]`, scores `[tokens, experts]`, optional mixing weights `[tokens, experts]` | `record`, `k`, `normalize` | `[tokens, hidden]` |
 //! | `Weight1`, `Weight10`, … | — | `record` | the tensor, of the element type with that ONNX number |
 //!
-//! What they compute is behind [`Weights`]: this file only moves pointers and shapes between it and ONNX Runtime.
+//! Others do in one pass what takes several of ONNX Runtime's; all floats are of 32 bits:
+//!
+//! | operator | inputs | attributes | outputs |
+//! |---|---|---|---|
+//! | `HeadNorm` | queries, keys and values `[…, Q + K + V]`, weights of the queries' and of the keys' norm `[head]` | `queries` (Q), `keys` (K), `epsilon` | queries `[…, Q]` and keys `[…, K]`, each head normed by its root mean square, and values `[…, V]` |
+//! | `SwiGlu` | gate and up projection `[…]` | — | `silu(gate) · up` |
+//! | `SkipNorm` | x and skip `[…, hidden]`, weight `[hidden]` | `epsilon` | the sum's norm by its root mean square, the sum |
+//!
+//! | file | what |
+//! |---|---|
+//! | `kernels.rs`, `fused.rs` | the operators of the two tables as ONNX Runtime sees them |
+//! | `math.rs` | what the second table's compute |
+//! | `calls.rs`, `parallel.rs` | what all have in common: failures and panics, threads |
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,18 +29,16 @@ use ort::operator::OperatorDomain;
 use super::ort_error;
 use crate::error::{Error, Result};
 
+mod calls;
+mod fused;
 mod kernels;
+pub mod math;
+mod parallel;
+
+pub use parallel::{Parallel, Shared};
 
 /// The domain of the operators.
 pub const DOMAIN: &str = "ortbench";
-
-/// Runs a function for each number below a count, on the threads of the operator.
-pub trait Parallel: Sync {
-    /// Calls `task(0)` … `task(count - 1)` in any order, on any of the threads, and returns when all are done.
-    fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync));
-    /// Threads that may run at once.
-    fn threads(&self) -> usize;
-}
 
 /// Where operators find their weights, by the name of a record or mixture.
 pub trait Weights: Send + Sync + std::fmt::Debug {
@@ -102,8 +114,12 @@ impl Failure {
     }
 }
 
-/// The domain, with operators that take their weights from `weights` and run on that many threads.
-pub(super) fn domain(weights: &Arc<dyn Weights>, threads: u32, failure: &Failure) -> Result<OperatorDomain> {
-    kernels::add_to(OperatorDomain::new(DOMAIN), weights, threads, failure)
-        .map_err(|error| ort_error("cannot define the operators of the domain `ortbench`", error))
+/// The domain, with operators that run on that many threads; those that take weights are there where `weights` are.
+pub(super) fn domain(weights: Option<&Arc<dyn Weights>>, threads: u32, failure: &Failure) -> Result<OperatorDomain> {
+    let calls = calls::Calls::new(threads, failure);
+    let mut domain = OperatorDomain::new(DOMAIN).and_then(|domain| fused::add_to(domain, &calls));
+    if let Some(weights) = weights {
+        domain = domain.and_then(|domain| kernels::add_to(domain, weights, &calls));
+    }
+    domain.map_err(|error| ort_error("cannot define the operators of the domain `ortbench`", error))
 }
