@@ -291,6 +291,11 @@ impl Model {
         self.ports.cache.iter().map(of).sum()
     }
 
+    /// Whether what waits on disk is encoded there.
+    pub fn encodes_what_waits(&self) -> bool {
+        self.offload_codec != SpillCodec::None
+    }
+
     /// How elements of that type are stored while they wait on disk; so many of them, which follow each other, share a
     /// scale where they lose some of their digits.
     pub(super) fn coding(&self, dtype: Dtype, group: usize) -> Coding {

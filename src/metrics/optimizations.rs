@@ -55,6 +55,11 @@ pub(super) const FACTS: &[Fact] = &[
     ),
     fact("compression_shards_records", FactKind::Integer, "Records that are compressed."),
     fact(
+        "compression_offload_ratio",
+        FactKind::Score,
+        "Bytes of caches and hidden states that waited on disk, as they are in memory ÷ as they went over the disk.",
+    ),
+    fact(
         "paging_read_bytes_per_token",
         FactKind::Score,
         "Bytes that the loader read from disk ÷ generated tokens, prefill and decode together.",

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::setup::Setup;
 use crate::cell::Backend;
 use crate::digest;
 use crate::error::{Context, Error, Result};
+use crate::loader::pack::CodecChoice;
 use crate::package::Package;
 use crate::protocol::{FactValue, Reporter};
 use crate::runtime::Runtime;
@@ -51,6 +53,11 @@ pub trait Derivation: fmt::Debug + Send + Sync {
 
     /// What is done, with every setting and a version of the code: equal descriptions make equal packages.
     fn describe(&self) -> String;
+
+    /// The same with shards that are compressed like that, of a derivation that makes shards.
+    fn with_codec(&self, _codec: CodecChoice) -> Option<Arc<dyn Derivation>> {
+        None
+    }
 
     /// Makes the package in a folder that does not exist, which appears when it is whole; returns evidence of what was
     /// done.

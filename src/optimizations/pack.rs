@@ -1,6 +1,7 @@
 //! A package turned into a pack, whose weights a loader can page: what most techniques of memory begin with.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::derive::{Derivation, Evidence, Stage, Workshop};
 use super::setup::{Setup, Subject};
@@ -17,7 +18,7 @@ use crate::protocol::Reporter;
 pub struct PackStep {
     /// How the graph takes its weights.
     pub form: Form,
-    /// How records are compressed.
+    /// How records are compressed; see [`Setup::codec`].
     pub codec: CodecChoice,
 }
 
@@ -30,11 +31,16 @@ impl PackStep {
         }
     }
 
+    /// Makes the setup's package a pack.
+    pub fn add(setup: &mut Setup) {
+        let form = Self::form_for(setup.backend.provider);
+        setup.derive(Self { form, codec: CodecChoice::None });
+    }
+
     /// Makes the setup's package a pack, unless it is one, and says where its weights live.
     pub fn page(setup: &mut Setup, subject: &Subject, residency: Residency) {
         if !subject.is_pack() {
-            let form = Self::form_for(setup.backend.provider);
-            setup.derive(Self { form, codec: CodecChoice::None });
+            Self::add(setup);
         }
         setup.plan.residency = Some(residency);
     }
@@ -57,6 +63,10 @@ impl Derivation for PackStep {
     fn describe(&self) -> String {
         let (layout, architecture) = (kernels::LAYOUT, std::env::consts::ARCH);
         format!("pack form {:?}, codec {:?}, layout {layout}, {architecture}", self.form, self.codec)
+    }
+
+    fn with_codec(&self, codec: CodecChoice) -> Option<Arc<dyn Derivation>> {
+        Some(Arc::new(Self { codec, ..*self }))
     }
 
     fn derive(&self, package: &Package, folder: &Path, workshop: &Workshop) -> Result<Evidence> {

@@ -9,6 +9,7 @@ use super::options::Options;
 use crate::cell::{Arm, Backend, Cell, Flavour, Switched};
 use crate::engine::Plan;
 use crate::error::{Error, Result};
+use crate::loader::pack::CodecChoice;
 use crate::package::Manifest;
 
 /// What a technique is applied to.
@@ -47,6 +48,9 @@ pub struct Setup {
     pub plan: Plan,
     /// Whether the kernel may swap what exceeds the process's limit.
     pub swap: bool,
+    /// How the shards of packs that are derived are compressed: a knob of its own, so that whoever wants a pack and whoever
+    /// wants it compressed agree.
+    pub codec: CodecChoice,
 }
 
 impl Setup {
@@ -59,6 +63,7 @@ impl Setup {
             backend: cell.backend.clone(),
             plan: Plan::of(cell),
             swap: false,
+            codec: CodecChoice::None,
         }
     }
 
@@ -74,6 +79,7 @@ impl Setup {
             ("package".to_owned(), self.package.display().to_string()),
             ("flavour".to_owned(), self.flavour.to_string()),
             ("swap".to_owned(), self.swap.to_string()),
+            ("codec of shards".to_owned(), format!("{:?}", self.codec)),
         ]);
         for step in &self.steps {
             knobs.insert(step.stage().knob().to_owned(), step.describe());
@@ -157,8 +163,8 @@ impl Arms {
             technique.apply(&mut arms.optimized, &subject, &options).map_err(named)?;
             technique.baseline(&mut arms.baseline, &subject, &options).map_err(named)?;
         }
-        dedup(&mut arms.baseline);
-        dedup(&mut arms.optimized);
+        finish(&mut arms.baseline);
+        finish(&mut arms.optimized);
         Ok(arms)
     }
 }
@@ -190,7 +196,12 @@ fn agree(turned: &mut BTreeMap<String, (String, String)>, knob: String, value: S
     }
 }
 
-/// Two techniques may ask for the same derivation.
-fn dedup(setup: &mut Setup) {
+/// Two techniques may ask for the same derivation, and one for the codec of another one's.
+fn finish(setup: &mut Setup) {
     setup.steps.dedup_by(|a, b| a.describe() == b.describe());
+    for step in &mut setup.steps {
+        if let Some(compressed) = step.with_codec(setup.codec) {
+            *step = compressed;
+        }
+    }
 }

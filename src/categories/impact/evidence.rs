@@ -14,6 +14,8 @@ pub struct Counted {
     seconds: f64,
     written: u64,
     read_back: u64,
+    /// What went out and came back, as it is in memory.
+    plain: u64,
     waits_on_disk: bool,
     sizes: Vec<usize>,
 }
@@ -27,6 +29,7 @@ impl Counted {
             seconds: 0.0,
             written: 0,
             read_back: 0,
+            plain: 0,
             waits_on_disk: false,
             sizes: Vec::new(),
         }
@@ -40,6 +43,7 @@ impl Counted {
             self.waits_on_disk = true;
             self.written += traffic.written;
             self.read_back += traffic.read;
+            self.plain += traffic.written_plain + traffic.read_plain;
         }
         self.sizes = served.waves.iter().map(|wave| wave.size).collect();
     }
@@ -64,6 +68,10 @@ impl Counted {
         if self.waits_on_disk {
             report.fact("waiting_written_bytes_per_token", self.written as f64 / tokens)?;
             report.fact("waiting_read_bytes_per_token", self.read_back as f64 / tokens)?;
+            let stored = self.written + self.read_back;
+            if model.encodes_what_waits() && stored > 0 {
+                report.fact("compression_offload_ratio", self.plain as f64 / stored as f64)?;
+            }
         }
         if self.sizes.len() > 1 {
             report.fact("wave_sizes", sizes(&self.sizes))?;

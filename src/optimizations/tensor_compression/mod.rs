@@ -15,8 +15,9 @@ mod scales;
 pub use caches::CacheStep;
 pub use scales::{Bits, Channels, Scales, Sharing};
 
-use super::pack::PackStep;
-use super::{Optimization, OptionKind, OptionSpec, Options, Setup, Subject};
+use super::pack::{PackStep, paged};
+use super::setup::known;
+use super::{Optimization, OptionKind, OptionSpec, Options, Setup, Subject, budget};
 use crate::cell::{ImpactMetric, Technique};
 use crate::error::{Error, Result};
 use crate::loader::pack::CodecChoice;
@@ -57,6 +58,7 @@ const OPTIONS: &[OptionSpec] = &[
         description: "how caches and hidden states that wait on disk are stored there: compressed without loss (lz4, \
                       zstd, planes), or floats as 8 bits",
     },
+    budget::SHARE,
 ];
 
 impl Optimization for TensorCompression {
@@ -103,17 +105,41 @@ impl Optimization for TensorCompression {
         Ok(())
     }
 
+    fn baseline(&self, setup: &mut Setup, subject: &Subject, options: &Options) -> Result<()> {
+        // What compression does is held against shards without it, not against a package in one piece.
+        if codec(options).is_some() {
+            stream(setup, subject, options);
+        }
+        Ok(())
+    }
+
     fn apply(&self, setup: &mut Setup, subject: &Subject, options: &Options) -> Result<()> {
         if let Some(step) = caches(options) {
             setup.derive(step);
         }
         if let Some(codec) = codec(options) {
-            setup.derive(PackStep { form: PackStep::form_for(subject.cell.backend.provider), codec });
+            stream(setup, subject, options);
+            setup.codec = codec;
         }
         if let Ok(codec) = options.text("offload").parse() {
             setup.plan.offload_codec = codec;
         }
         Ok(())
+    }
+}
+
+/// Makes a pack of the package, and reads a share of it in every pass, where neither an axis nor another technique says
+/// what is read when.
+fn stream(setup: &mut Setup, subject: &Subject, options: &Options) {
+    PackStep::add(setup);
+    let mut switched = subject.cell.optimizations.iter().flat_map(|plan| &plan.switched);
+    let others = switched.any(|other| {
+        other.technique != Technique::TensorCompression
+            && known(other).is_ok_and(|(technique, options)| technique.derives_pack(&options))
+    });
+    if !others && setup.plan.residency.is_none() {
+        setup.plan.residency = Some(paged(subject));
+        budget::set(setup, options);
     }
 }
 
