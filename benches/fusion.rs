@@ -1,13 +1,13 @@
 //! A package against the same with operators of this program in it, in alternation (A B B A) in one process:
 //!
 //!     cargo bench --bench fusion -- PACKAGE [--operators NAMES] [--against PACKAGE] [--rounds N] [--steps N]
-//!         [--prompt N] [--threads N]
+//!         [--prompt N] [--threads N] [--clock wall|cpu]
 //!
 //! A round is a prefill of `--prompt` tokens, then `--steps` steps, by each arm. `--against` takes another package as the
-//! baseline. Ratios are the baseline's time ÷ the other's, of pairs, with a 95 % interval.
+//! baseline. Ratios are the baseline's time ÷ the other's, of pairs, with a 95 % interval. `--clock cpu` takes the time
+//! that the calling thread computed, which with one thread is all of the work, whatever else the machine does.
 
 use std::path::Path;
-use std::time::Instant;
 
 use ortbench::cell::{Backend, ProviderKind, RuntimeRef};
 use ortbench::engine::{Decoder, Features, Model, Plan, Prompt};
@@ -17,6 +17,7 @@ use ortbench::package::Package;
 use ortbench::protocol::Reporter;
 use ortbench::runtime::{Runtime, catalog};
 use ortbench::stats::{Ratio, Summary};
+use rustix::time::{ClockId, clock_gettime};
 
 fn main() -> std::process::ExitCode {
     // cargo adds `--bench`; without a package there is nothing to measure (`cargo test --benches`).
@@ -48,6 +49,15 @@ fn measure(package: &str, options: &[String]) -> Result<()> {
     };
     let (rounds, steps, prompt) = (number("--rounds", 20)?, number("--steps", 8)?, number("--prompt", 128)?);
     let threads = number("--threads", 2)? as u32;
+    let clock = match option("--clock").map(String::as_str) {
+        Some("cpu") if threads == 1 => ClockId::ThreadCPUTime,
+        Some("cpu") => return Err(Error::new("`--clock cpu` sees one thread only").hint("add `--threads 1`")),
+        _ => ClockId::Monotonic,
+    };
+    let now = || {
+        let time = clock_gettime(clock);
+        time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+    };
     let package = Package::open(Path::new(package))?;
     let runtime = RuntimeRef::Installed("cpu".to_owned());
     let backend = Backend {
@@ -79,10 +89,10 @@ fn measure(package: &str, options: &[String]) -> Result<()> {
         let ids = (0..prompt).map(|place| ((place * 37 + round) % 200 + 5) as u32).collect();
         let prompts = [Prompt::text(ids)];
         for place in order {
-            let start = Instant::now();
+            let start = now();
             let Arm { model, decoder, .. } = &mut arms[place];
             decoder.prefill(model, &prompts, &Features::default())?;
-            let seconds = start.elapsed().as_secs_f64();
+            let seconds = now() - start;
             if round > 0 {
                 arms[place].prefill.push(seconds);
             }
@@ -90,10 +100,10 @@ fn measure(package: &str, options: &[String]) -> Result<()> {
         // One step by each in turn, so that whatever else the machine does falls on both.
         for step in 0..steps {
             for place in if step % 2 == 0 { order } else { [order[1], order[0]] } {
-                let start = Instant::now();
+                let start = now();
                 let Arm { model, decoder, .. } = &mut arms[place];
                 decoder.step(model, &[7])?;
-                let seconds = start.elapsed().as_secs_f64();
+                let seconds = now() - start;
                 if round > 0 {
                     arms[place].decode.push(seconds);
                 }

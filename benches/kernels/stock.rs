@@ -66,10 +66,5 @@ fn open(runtime: &Runtime, file: &Path, threads: usize) -> Result<Session> {
         plugin: None,
         options: [].into(),
     };
-    Session::open(
-        runtime,
-        file,
-        &backend,
-        &SessionOptions { threads: threads as u32, config: [].into(), arena: true, profile: None },
-    )
+    Session::open(runtime, file, &backend, &SessionOptions::with_threads(threads as u32))
 }

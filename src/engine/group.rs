@@ -21,7 +21,7 @@ use crate::engine::vision::Features;
 use crate::error::{Error, Result};
 use crate::loader::spill::Spill;
 use crate::package::{Dim, Port};
-use crate::runtime::{Bindings, BufferId, PartWeights};
+use crate::runtime::{Bindings, BufferId, PartWeights, RunSettings};
 
 mod cached;
 mod regrouping;
@@ -357,7 +357,8 @@ impl Group {
             bindings.bind_weights(place, weights)?;
         }
         let graph = self.fixed.as_ref().and_then(|fixed| fixed.graph(self.steps));
-        bindings.run_part_as(place, &mut model.parts[place].session, graph)?;
+        let settings = RunSettings { graph, shrinks: model.shrinks && self.new > 1 };
+        bindings.run_part_as(place, &mut model.parts[place].session, settings)?;
         fixed.map_or(Ok(()), |fixed| fixed.fetch(&self.kept, bindings, self.logits.buffer))
     }
 

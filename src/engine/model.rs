@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::cell::{Backend, Dtype, Flavour};
+use crate::cell::{Backend, Dtype, Flavour, ProviderKind};
 use crate::engine::feed::{self, Feed};
 use crate::engine::fixed;
 use crate::engine::offload::{Size, aligned_capacity};
@@ -22,7 +22,7 @@ use crate::loader::spill::{Coding, Spill, SpillCodec};
 use crate::package::shards::{ALIGNMENT, Form};
 use crate::package::{Dim, Graph, Manifest, Package, Padding, Port, PortRole};
 use crate::runtime::device::ProviderMemory;
-use crate::runtime::{PartWeights, Placement, Runtime, Session, SessionOptions, providers};
+use crate::runtime::{Arena, PartWeights, Placement, Runtime, Session, SessionOptions, providers};
 
 /// A loaded model: the sessions, the decoder's interface, and how its cache is kept.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Model {
     /// Whether steps have fixed shapes, and whether the provider captures them.
     pub(super) fixed_steps: bool,
     pub(super) captures: bool,
+    /// Whether the arena gives memory back after each run of a prompt.
+    pub(super) shrinks: bool,
     pub(super) padding: Padding,
     manifest: Manifest,
     engines: Option<EngineFacts>,
@@ -105,11 +107,15 @@ impl Model {
             return Err(Error::unsupported(message.to_lowercase()));
         }
         let mut options = SessionOptions {
-            threads: plan.threads,
             config: plan.session_config.clone(),
-            arena: !plan.cuts_the_graph(),
-            profile: None,
+            arena: plan.arena.unwrap_or(if plan.cuts_the_graph() { Arena::Off } else { Arena::Doubling }),
+            memory_pattern: plan.memory_pattern.unwrap_or(!plan.cuts_the_graph()),
+            ..SessionOptions::with_threads(plan.threads)
         };
+        if plan.shrink && (options.arena == Arena::Off || backend.provider != ProviderKind::Cpu) {
+            return Err(Error::unsupported("there is no arena of the CPU provider that could shrink")
+                .hint("leave the arena on, or `shrink` off"));
+        }
         if !plan.spins() {
             options.config.entry("session.intra_op.allow_spinning".to_owned()).or_insert_with(|| "0".to_owned());
         }
@@ -125,8 +131,9 @@ impl Model {
         let engines = Engines::of(runtime, package, backend, plan, &ports)?;
         let loading = Instant::now();
         let given = weights.as_ref().map(Weights::operators);
+        let decoder_options = SessionOptions { optimize: plan.optimize_graph, ..options.clone() };
         let opening =
-            Opening { runtime, package, backend: &engines.decoder, options: &options, weights: given.as_ref() };
+            Opening { runtime, package, backend: &engines.decoder, options: &decoder_options, weights: given.as_ref() };
         if weights.is_none() && plan.cuts_the_graph() {
             return Err(Error::unsupported(format!(
                 "`{}` is no pack: its graph runs in one piece",
@@ -157,6 +164,7 @@ impl Model {
             fixed_steps: capturing.is_some()
                 || (plan.fixed_steps && cache_mode == CacheMode::InPlace && device.is_some()),
             captures: capturing.is_some(),
+            shrinks: plan.shrink,
             parts,
             device,
             feed: None,

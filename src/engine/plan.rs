@@ -7,7 +7,7 @@ use crate::cell::{Cell, Residency};
 use crate::engine::serving::Waves;
 use crate::loader::spill::SpillCodec;
 use crate::package::Padding;
-use crate::runtime::SharedThreads;
+use crate::runtime::{Arena, SharedThreads};
 
 /// How present relates to past in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,15 @@ pub struct Plan {
     pub cache: Option<CacheMode>,
     /// Load the vision tower, for prompts with images.
     pub images: bool,
+    /// How the CPU provider's memory for activations grows; `None` takes an arena for a graph in one piece, and none for
+    /// one in parts.
+    pub arena: Option<Arena>,
+    /// Whether tensors of known sizes are given one piece of memory together; `None` as for the arena.
+    pub memory_pattern: Option<bool>,
+    /// Give freed memory of the arena back to the system after each run of a prompt.
+    pub shrink: bool,
+    /// Let ONNX Runtime optimize the decoder's graph when it is loaded: not where that was done before.
+    pub optimize_graph: bool,
     /// How unequal prompts are padded; `None` takes what the package prefers.
     pub padding: Option<Padding>,
     /// Where a pack's weights live; `None` is all in memory.
@@ -103,6 +112,10 @@ impl Plan {
             session_config,
             cache,
             images,
+            arena,
+            memory_pattern,
+            shrink,
+            optimize_graph,
             padding,
             residency,
             budget,
@@ -126,6 +139,10 @@ impl Plan {
         knob("threads", threads);
         knob("cache mode", cache);
         knob("vision tower", images);
+        knob("arena", arena);
+        knob("memory pattern", memory_pattern);
+        knob("shrinking of the arena", shrink);
+        knob("optimization of the graph", optimize_graph);
         knob("padding", padding);
         knob("residency", residency);
         knob("memory budget", budget);
@@ -172,6 +189,10 @@ impl Plan {
             session_config: BTreeMap::new(),
             cache: None,
             images: false,
+            arena: None,
+            memory_pattern: None,
+            shrink: false,
+            optimize_graph: true,
             padding: None,
             residency: None,
             budget: None,

@@ -133,7 +133,11 @@ pub(super) const FACTS: &[Fact] = &[
         FactKind::Text,
         "Nodes of each operator of this program, e.g. `HeadNorm 36, SkipNorm 72, SwiGlu 36`.",
     ),
-    fact("compiled_nodes_before", FactKind::Integer, "Nodes of the decoder's graph before it was compiled ahead of time."),
+    fact(
+        "compiled_nodes_before",
+        FactKind::Integer,
+        "Nodes of the decoder's graph before it was compiled ahead of time.",
+    ),
     fact("compiled_nodes_after", FactKind::Integer, "Nodes of the graph as ONNX Runtime optimized and saved it."),
     fact(
         "compiled_prepacked_constants",

@@ -15,6 +15,7 @@ mod kernel_fusion;
 pub mod model_surgery;
 mod options;
 pub mod pack;
+mod runtime_memory;
 mod setup;
 mod sharding_streaming;
 mod smart_paging;
@@ -24,6 +25,7 @@ pub use arrange::{Arranged, arm, arms, arrange, prepare};
 pub use derive::{Derivation, Evidence, Stage, Workshop};
 pub use kernel_fusion::KernelFusion;
 pub use options::{OptionKind, OptionSpec, Options};
+pub use runtime_memory::Compiled;
 pub use setup::{Arms, Setup, Subject, known};
 
 use crate::cell::{Cell, ImpactMetric, Switched, Technique};
@@ -100,7 +102,7 @@ pub struct Examination<'a> {
 /// The optimization behind a name.
 pub fn of(technique: Technique) -> &'static dyn Optimization {
     match technique {
-        Technique::RuntimeMemory => &Missing(Technique::RuntimeMemory),
+        Technique::RuntimeMemory => &runtime_memory::RuntimeMemory,
         Technique::SmartPaging => &smart_paging::SmartPaging,
         Technique::AdaptiveMicrobatching => &adaptive_microbatching::AdaptiveMicrobatching,
         Technique::KernelFusion => &kernel_fusion::KernelFusion,

@@ -321,15 +321,14 @@ impl<'a> Edition<'a> {
         for (name, bytes) in &self.files {
             written.push(write_file(folder, name, bytes)?);
         }
-        for (name, bytes) in copied(self.package, &self.decoder) {
+        for (name, _) in copied(self.package, &self.decoder) {
             if !self.files.contains_key(&name) {
-                written.push(self.link(folder, &name, bytes)?);
+                written.push(link(self.package, folder, &name)?);
             }
         }
         for name in &external {
             if !written.iter().any(|entry| entry.path == *name) {
-                let size = fs::metadata(self.package.root.join(name)).map_or(0, |file| file.len());
-                written.push(self.link(folder, name, size)?);
+                written.push(link(self.package, folder, name)?);
             }
         }
         let decoder = self.decoder_mut()?;
@@ -379,25 +378,26 @@ impl<'a> Edition<'a> {
         let all: u64 = all.iter().map(|(_, _, bytes)| bytes).sum();
         all - used <= (all as f64 * SLACK) as u64
     }
+}
 
-    /// Brings a file of the package into the folder.
-    fn link(&self, folder: &Path, name: &str, bytes: u64) -> Result<FileEntry> {
-        let (from, to) = (self.package.root.join(name), folder.join(name));
-        let failed = || format!("cannot copy `{}`", from.display());
-        if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent).with_context(failed)?;
-        }
-        let linked = fs::hard_link(&from, &to);
-        if linked.is_err() {
-            fs::copy(&from, &to).with_context(failed).map_err(|error| error.kind(crate::error::Kind::Environment))?;
-        }
-        let known = self.package.manifest.files.iter().find(|entry| entry.path == name);
-        let sha256 = match known {
-            Some(entry) => entry.sha256.clone(),
-            None => digest::sha256_file(&to).with_context(failed)?,
-        };
-        Ok(FileEntry { path: name.to_owned(), bytes, sha256 })
+/// Brings a file of a package into the folder of another.
+pub(crate) fn link(package: &Package, folder: &Path, name: &str) -> Result<FileEntry> {
+    let (from, to) = (package.root.join(name), folder.join(name));
+    let failed = || format!("cannot copy `{}`", from.display());
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(failed)?;
     }
+    let linked = fs::hard_link(&from, &to);
+    if linked.is_err() {
+        fs::copy(&from, &to).with_context(failed).map_err(|error| error.kind(crate::error::Kind::Environment))?;
+    }
+    let bytes = fs::metadata(&to).with_context(failed)?.len();
+    let known = package.manifest.files.iter().find(|entry| entry.path == name);
+    let sha256 = match known {
+        Some(entry) => entry.sha256.clone(),
+        None => digest::sha256_file(&to).with_context(failed)?,
+    };
+    Ok(FileEntry { path: name.to_owned(), bytes, sha256 })
 }
 
 /// Files of a package that one with another decoder has too, with their sizes: tokenizer, template, other graphs.
@@ -426,10 +426,15 @@ pub fn copied(package: &Package, decoder: &Graph) -> Vec<(String, u64)> {
 }
 
 /// A folder that is removed unless it got another name.
-struct Unfinished(PathBuf);
+pub(crate) struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn beside(folder: &Path) -> Result<Self> {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn beside(folder: &Path) -> Result<Self> {
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let failed = || format!("cannot write into `{}`", parent.display());
         fs::create_dir_all(parent).with_context(failed)?;
@@ -446,7 +451,7 @@ impl Drop for Unfinished {
 }
 
 /// The file of constants that is being written.
-struct Data {
+pub(crate) struct Data {
     path: PathBuf,
     file: File,
     hasher: Sha256,
@@ -454,7 +459,7 @@ struct Data {
 }
 
 impl Data {
-    fn create(path: &Path) -> Result<Self> {
+    pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create `{}`", path.display()))?;
         Ok(Self { path: path.to_owned(), file, hasher: Sha256::new(), bytes: 0 })
     }
@@ -482,7 +487,8 @@ impl Data {
         Ok(offset)
     }
 
-    fn copy(&mut self, ranges: &[Range<u64>], read: impl Fn(Range<u64>) -> Result<Vec<u8>>) -> Result<u64> {
+    /// Copies a constant that lies in these ranges; returns where it begins.
+    pub fn copy(&mut self, ranges: &[Range<u64>], read: impl Fn(Range<u64>) -> Result<Vec<u8>>) -> Result<u64> {
         let offset = self.begin(ranges.iter().map(|range| range.end - range.start).sum())?;
         for range in ranges {
             for start in range.clone().step_by(PIECE) {
@@ -493,7 +499,7 @@ impl Data {
     }
 
     /// The finished file, unless nothing came into it.
-    fn finish(self, name: &str) -> Result<Option<FileEntry>> {
+    pub fn finish(self, name: &str) -> Result<Option<FileEntry>> {
         if self.bytes == 0 {
             let _ = fs::remove_file(&self.path);
             return Ok(None);
@@ -504,7 +510,8 @@ impl Data {
     }
 }
 
-fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
+/// Writes a small file.
+pub(crate) fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<FileEntry> {
     let path = folder.join(name);
     let write = || {
         let mut file = File::create(&path)?;

@@ -81,13 +81,13 @@ impl RawBinding {
 
     /// Runs the session on what is bound.
     pub(super) fn run(&mut self, session: &mut Session) -> Result<()> {
-        self.run_as(session, None)
+        self.run_as(session, RunSettings::default())
     }
 
-    /// The same under that number of a captured graph.
-    pub(super) fn run_as(&mut self, session: &mut Session, graph: Option<i32>) -> Result<()> {
+    /// The same with settings for this run.
+    pub(super) fn run_as(&mut self, session: &mut Session, settings: RunSettings) -> Result<()> {
         assert!(Arc::ptr_eq(&self.session, &session.inner.inner()), "bindings of another session");
-        let options = graph.map(of_graph).transpose()?;
+        let options = settings.options()?;
         let options = options.as_ref().map_or(std::ptr::null(), |options| options.ptr());
         // SAFETY: binding and session are alive and belong together (asserted), and both are borrowed mutably; the
         // options are null or live until the end of this function.
@@ -148,12 +148,31 @@ impl Drop for RawBinding {
     }
 }
 
-/// Options of a run under that number.
-fn of_graph(number: i32) -> Result<RunOptions> {
-    let failed = |error| ort_error("cannot set a run's options", error);
-    let mut options = RunOptions::new().map_err(failed)?;
-    options.set("gpu_graph_id", number.to_string()).map_err(failed)?;
-    Ok(options)
+/// What ONNX Runtime is told of one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RunSettings {
+    /// A number, for a provider that captures graphs: a run of a number that it has captured is replayed, with the shapes
+    /// and addresses of that time; those of -1 are never captured.
+    pub graph: Option<i32>,
+    /// Give what the CPU provider's arena does not need any more back to the system after the run.
+    pub shrinks: bool,
+}
+
+impl RunSettings {
+    fn options(self) -> Result<Option<RunOptions>> {
+        if self == Self::default() {
+            return Ok(None);
+        }
+        let failed = |error| ort_error("cannot set a run's options", error);
+        let mut options = RunOptions::new().map_err(failed)?;
+        if let Some(number) = self.graph {
+            options.set("gpu_graph_id", number.to_string()).map_err(failed)?;
+        }
+        if self.shrinks {
+            options.set("memory.enable_memory_arena_shrinkage", "cpu:0").map_err(failed)?;
+        }
+        Ok(Some(options))
+    }
 }
 
 pub(super) fn c_name(name: &str) -> Result<CString> {

@@ -14,7 +14,7 @@ use ort::AsPointer;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
-use super::binding::{RawBinding, RawValue, check};
+use super::binding::{RawBinding, RawValue, RunSettings, check};
 use super::buffers::{BufferId, Element, Region};
 use super::device::{Block, ProviderMemory};
 use super::handed::Handed;
@@ -219,14 +219,13 @@ impl Bindings {
 
     /// Runs a part's session on what is bound to it.
     pub fn run_part(&mut self, part: usize, session: &mut Session) -> Result<()> {
-        self.run_part_as(part, session, None)
+        self.run_part_as(part, session, RunSettings::default())
     }
 
-    /// The same under that number, for a provider that captures graphs: a run of a number that it has captured is
-    /// replayed, with the shapes and addresses of that time; those of -1 are never captured.
-    pub fn run_part_as(&mut self, part: usize, session: &mut Session, graph: Option<i32>) -> Result<()> {
+    /// The same with settings for this run.
+    pub fn run_part_as(&mut self, part: usize, session: &mut Session, settings: RunSettings) -> Result<()> {
         let binding = &mut self.parts[part];
-        binding.run_as(session, graph)?;
+        binding.run_as(session, settings)?;
         self.collect(part)
     }
 

@@ -220,7 +220,7 @@ impl ProviderMemory {
         let options = backend.options.iter().filter(|(key, _)| provider == ProviderKind::Cuda && *key == "device_id");
         let options = options.map(|(key, value)| (key.clone(), value.clone())).collect();
         let backend = Backend { provider, options, plugin: None, ..backend.clone() };
-        let options = SessionOptions { threads: 1, config: [].into(), arena: true, profile: None };
+        let options = SessionOptions::with_threads(1);
         let session = Session::of_bytes(runtime, copier, &backend, &options)?;
         let allocator = |place: &Place| {
             let name = place.0.as_str().to_owned();

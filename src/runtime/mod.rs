@@ -9,6 +9,7 @@ pub mod install;
 
 pub mod nvidia;
 
+mod arena;
 mod binding;
 mod bindings;
 mod buffers;
@@ -29,6 +30,8 @@ pub mod providers;
 mod session;
 mod weights;
 
+pub use arena::Arena;
+pub use binding::RunSettings;
 pub use bindings::Bindings;
 pub use buffers::{BufferId, Element, Memory, Region};
 pub use graph::{Bound, HostTensor, Output, OutputElements};

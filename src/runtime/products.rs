@@ -3,7 +3,6 @@
 //! The graph is one node over one weight, made in memory: MatMul for floating point, MatMulNBits for weight-only
 //! quantization, at a shape that keeps the kernel busy (512 rows of 2048 by 2048).
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use ort::editor::{Graph, Model, Node, ONNX_DOMAIN, Opset};
@@ -111,7 +110,7 @@ fn session(runtime: &Runtime, precision: Precision, threads: u32) -> ort::Result
     graph.add_node(node)?;
     let mut model = Model::new([Opset::new(ONNX_DOMAIN, 21)?, Opset::new("com.microsoft", 1)?])?;
     model.set_graph(graph)?;
-    let options = SessionOptions { threads, config: BTreeMap::new(), arena: true, profile: None };
+    let options = SessionOptions::with_threads(threads);
     let builder = super::session::builder(runtime, &options).map_err(|error| ort::Error::new(error.chain()))?;
     model.into_session(&builder)
 }

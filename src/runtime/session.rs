@@ -9,7 +9,7 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBui
 use super::custom::{self, Failure, Weights};
 use super::operators::Refusal;
 use super::providers::{self, Computes, Provider};
-use super::{Placement, Runtime, ort_error, plugin, preload};
+use super::{Arena, Placement, Runtime, ort_error, plugin, preload};
 use crate::cell::{Backend, ProviderKind};
 use crate::error::{Error, Result};
 
@@ -20,11 +20,31 @@ pub struct SessionOptions {
     pub threads: u32,
     /// Session configuration entries, passed on as they are.
     pub config: BTreeMap<String, String>,
-    /// Whether the CPU provider keeps freed memory in an arena of the session's own: faster, but with a session a layer
-    /// each keeps its share.
-    pub arena: bool,
+    /// Where the CPU provider keeps freed memory: an arena is faster, but with a session a layer each keeps its share.
+    pub arena: Arena,
+    /// Whether tensors whose sizes are known when a run begins are given one piece of memory together.
+    pub memory_pattern: bool,
+    /// Whether the graph is optimized: not where that was done before.
+    pub optimize: bool,
+    /// The file to which the optimized graph is written.
+    pub save: Option<PathBuf>,
     /// How the name of the file begins to which ONNX Runtime writes its profile; `None` for no profile.
     pub profile: Option<PathBuf>,
+}
+
+impl SessionOptions {
+    /// Defaults with that many threads.
+    pub fn with_threads(threads: u32) -> Self {
+        Self {
+            threads,
+            config: BTreeMap::new(),
+            arena: Arena::Doubling,
+            memory_pattern: true,
+            optimize: true,
+            save: None,
+            profile: None,
+        }
+    }
 }
 
 /// A graph that was loaded, optimized and partitioned among providers.
@@ -98,7 +118,7 @@ impl Session {
         preload::for_provider(backend.provider, runtime.library())?;
         let builder = builder(runtime, options)?;
         let mut dispatched = provider.dispatch(options.threads, &backend.options);
-        if !options.arena {
+        if options.arena == Arena::Off {
             // Registered by hand, ONNX Runtime's CPU provider has no arena; otherwise it comes by itself, with one.
             dispatched.push(ort::ep::CPU::default().with_arena_allocator(false).build());
         }
@@ -203,15 +223,16 @@ fn refused(runtime: &Runtime, file: &Path, provider: &str, error: ort::Error) ->
 #[expect(clippy::result_large_err, reason = "ort's builder methods hand the builder back in their errors")]
 pub(super) fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder> {
     let failed = |error: ort::Error| ort_error("cannot set a session's options", error);
+    let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
     let mut builder = ort::session::Session::builder(&runtime.environment)
         .map_err(failed)?
         // Without this, ort lets ONNX Runtime choose devices by itself.
         .with_auto_device(AutoDevicePolicy::PreferCPU)
-        .and_then(|builder| builder.with_optimization_level(GraphOptimizationLevel::All))
+        .and_then(|builder| builder.with_optimization_level(level))
         .and_then(|builder| builder.with_intra_threads(options.threads as usize))
         .and_then(|builder| builder.with_inter_threads(1))
         .and_then(|builder| builder.with_parallel_execution(false))
-        .and_then(|builder| builder.with_memory_pattern(options.arena))
+        .and_then(|builder| builder.with_memory_pattern(options.memory_pattern))
         .and_then(|builder| builder.with_config_entry("session.record_ep_graph_assignment_info", "1"))
         .map_err(|error| failed(error.into()))?;
     if runtime.shared.is_some_and(|shared| shared.threads != options.threads) {
@@ -219,6 +240,13 @@ pub(super) fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<Ses
     }
     if let Some(prefix) = &options.profile {
         builder = builder.with_profiling(prefix).map_err(|error| failed(error.into()))?;
+    }
+    if let Some(file) = &options.save {
+        builder = builder.with_optimized_model_path(file).map_err(|error| failed(error.into()))?;
+    }
+    if options.arena == Arena::AsRequested {
+        super::arena::register(runtime)?;
+        builder = builder.with_env_allocators().map_err(|error| failed(error.into()))?;
     }
     for (key, value) in &options.config {
         builder = builder.with_config_entry(key, value).map_err(|error| failed(error.into()))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ortbench::cell::{Arm, Cell, ModelRef, OptimizationPlan, Switched, Technique};
+use ortbench::cell::{Arm, Cell, Flavour, ModelRef, OptimizationPlan, ProviderKind, Switched, Technique};
 use ortbench::engine::sampling::argmax;
 use ortbench::engine::{Decoder, Features, Model, Prompt, fake};
 use ortbench::error::Result;
@@ -109,4 +109,26 @@ fn fused_packages_can_be_packed_and_cut() {
     let cut = answers(&mut crate::real::load_with(&packed, &plan).expect("a model"));
     assert_eq!(whole, cut);
     assert_eq!(whole.0, answers(&mut load(&fused)).0);
+}
+
+#[test]
+fn what_cannot_be_fused_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = |form: &str, options: &[(&str, &str)], change: &dyn Fn(&mut Cell)| {
+        let mut cell = cell(&package_of("qwen3-tiny", form), folder.path(), Technique::KernelFusion, options);
+        change(&mut cell);
+        optimized(&cell).unwrap_err().chain()
+    };
+    let openvino = |cell: &mut Cell| cell.backend.provider = ProviderKind::OpenVino;
+    let plain = |cell: &mut Cell| cell.flavour = Flavour::Plain;
+    let without = |cell: &mut Cell| cell.optimizations.as_mut().expect("a plan").plain = None;
+    assert!(refused("int4-fused", &[("operators", "SwiGlu")], &openvino).contains("not on openvino"));
+    assert!(refused("int4-fused", &[("operators", "SwiGulu")], &|_| ()).contains("did you mean `SwiGlu`"));
+    assert!(refused("int4-plain", &[], &plain).contains("the cell's own graph is `plain`"));
+    assert!(refused("int4-fused", &[], &without).contains("names no `plain` package"));
+    let nothing = &[("baseline", "fused"), ("operators", "none")];
+    assert!(refused("int4-fused", nothing, &|_| ()).contains("both arms are the same"));
+    // Halves are none of the operators' floats.
+    let error = refused("fp16-fused", &[("baseline", "fused")], &|_| ());
+    assert!(error.contains("nothing in the graph"), "{error}");
 }

@@ -7,6 +7,7 @@ mod support;
 mod accuracy;
 mod architecture;
 mod commands;
+mod compiled;
 mod compression;
 mod damage;
 mod devices;

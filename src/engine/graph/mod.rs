@@ -29,7 +29,7 @@ impl Graph {
     /// # Errors
     /// As [`Session::open`]; inputs or outputs that the session does not have, because the file was changed.
     pub fn load(runtime: &Runtime, file: &Path, backend: &Backend, threads: u32, plan: &GraphPlan) -> Result<Self> {
-        let options = SessionOptions { threads, config: [].into(), arena: true, profile: None };
+        let options = SessionOptions::with_threads(threads);
         Self::load_with(runtime, file, backend, &options, plan)
     }
 
@@ -46,7 +46,7 @@ impl Graph {
         prefix: &Path,
     ) -> Result<Self> {
         let profile = Some(prefix.to_owned());
-        let options = SessionOptions { threads, config: [].into(), arena: true, profile };
+        let options = SessionOptions { profile, ..SessionOptions::with_threads(threads) };
         Self::load_with(runtime, file, backend, &options, plan)
     }
 

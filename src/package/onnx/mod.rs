@@ -160,6 +160,13 @@ impl TensorProto {
     }
 }
 
+impl TensorProto {
+    /// Adds an entry to its external data.
+    pub fn note_external(&mut self, key: &str, value: &str) {
+        self.external_data.push(StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.to_owned()) });
+    }
+}
+
 impl AttributeProto {
     /// An integer.
     pub fn of_int(name: &str, value: i64) -> Self {
