@@ -19,6 +19,7 @@
 mod account;
 mod calibrate;
 mod experts;
+mod genai;
 mod head;
 mod layers;
 mod operate;

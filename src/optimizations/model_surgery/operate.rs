@@ -8,7 +8,7 @@ use super::calibrate::{self, Calibration};
 use super::spec::Spec;
 use super::vocabulary::{self, Vocabulary};
 use super::window::Windows;
-use super::{experts, head, layers};
+use super::{experts, genai, head, layers};
 use crate::error::Result;
 use crate::optimizations::{Evidence, Workshop};
 use crate::package::Package;
@@ -96,6 +96,7 @@ pub fn operate(package: &Package, spec: &Spec, folder: &Path, workshop: &Worksho
     outcome.dropped = dropped.into_iter().collect();
     edition.remove_dead()?;
     account::enter(&mut edition, account)?;
+    genai::keep(&mut edition)?;
     if let Some(options) = edition.manifest.exporter.options.as_object_mut() {
         options.insert("surgery".to_owned(), spec.describe().into());
     }
