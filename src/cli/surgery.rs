@@ -124,7 +124,8 @@ fn describe(outcome: &Outcome, spec: &Spec, output: &Path) -> String {
         for (layer, &importance) in calibration.importance.iter().enumerate() {
             let bar = "#".repeat((20.0 * importance.max(0.0) / most).round() as usize);
             let gone = if outcome.dropped.contains(&layer) { "  dropped" } else { "" };
-            let _ = writeln!(text, "{:<70}", format!("{layer:>5}  {importance:>10.4}  {bar:<20}{gone}").trim_end());
+            let line = format!("{layer:>5}  {importance:>10.4}  {bar:<20}{gone}");
+            let _ = writeln!(text, "{}", line.trim_end());
         }
     }
     if !calibration.uses.is_empty() {
@@ -178,4 +179,51 @@ fn shortened(words: &[String]) -> String {
         return words.join(" ");
     }
     format!("{} … {}", words[..ENDS].join(" "), words[words.len() - ENDS..].join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizations::model_surgery::Calibration;
+
+    #[test]
+    fn what_was_done_is_a_table() {
+        let spec = Spec {
+            drop_layers: Amount::Count(1),
+            protect_ends: true,
+            keep_experts: Amount::Share(0.5),
+            vocabulary: None,
+            last_logits: true,
+            calibration_tokens: 512,
+            calibration: None,
+        };
+        let calibration = Calibration {
+            tokens: 512,
+            source: "random tokens".to_owned(),
+            importance: vec![0.91, 0.12, 0.0403, 0.2],
+            uses: [(1, vec![3, 500, 21, 500]), (2, (0..20).collect())].into(),
+        };
+        let outcome = Outcome {
+            calibration,
+            layers: 4,
+            dropped: vec![2],
+            experts: Some((4, 2)),
+            kept_choices: Some(0.97656),
+            tokens: (1024, 512),
+            selects_logits: true,
+            parameters: (1_774_976, 1_018_624),
+            bytes: (1_345_294, 872_448),
+        };
+        insta::assert_snapshot!(describe(&outcome, &spec, Path::new("cut/model")));
+        let untouched = Outcome {
+            calibration: Calibration::default(),
+            dropped: vec![],
+            experts: None,
+            kept_choices: None,
+            tokens: (1024, 1024),
+            selects_logits: false,
+            ..outcome
+        };
+        insta::assert_snapshot!(describe(&untouched, &spec, Path::new("cut/model")));
+    }
 }

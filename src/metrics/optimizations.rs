@@ -147,6 +147,33 @@ pub(super) const FACTS: &[Fact] = &[
     fact("compiled_prepacked_bytes", FactKind::Integer, "Their bytes."),
     fact("compiled_bytes", FactKind::Integer, "Bytes of the compiled graph with all its constants, prepacked or not."),
     fact("compile_seconds", FactKind::Float, "Seconds in which the graph was compiled and written, once."),
+    fact("surgery_layers_dropped", FactKind::Integer, "Layers that left the model."),
+    fact("surgery_dropped_layers", FactKind::Text, "Their numbers, from 0, as the model had them."),
+    fact(
+        "surgery_layer_importance",
+        FactKind::Text,
+        "Of each layer of the model, 1 − the mean cosine similarity of the residual stream before and behind it.",
+    ),
+    fact("surgery_calibration", FactKind::Text, "What importance and use were measured over."),
+    fact("surgery_calibration_tokens", FactKind::Integer, "Tokens of it; 0 where nothing was to be measured."),
+    fact("surgery_experts_before", FactKind::Integer, "Routed experts of a layer."),
+    fact("surgery_experts_kept", FactKind::Integer, "Those of them that stayed."),
+    fact(
+        "surgery_kept_choices_share",
+        FactKind::Score,
+        "Share of the routers' choices over the calibration tokens that fell on experts that stayed.",
+    ),
+    fact("surgery_tokens_before", FactKind::Integer, "Tokens of the vocabulary."),
+    fact("surgery_tokens_kept", FactKind::Integer, "Those of them that stayed."),
+    fact(
+        "surgery_logits_selected",
+        FactKind::Bool,
+        "Whether the head got its choice of positions by the surgery; false where it had it.",
+    ),
+    fact("surgery_parameters_before", FactKind::Integer, "Weights of the model."),
+    fact("surgery_parameters_after", FactKind::Integer, "Weights that are left."),
+    fact("surgery_bytes_before", FactKind::Integer, "Bytes of the package's files."),
+    fact("surgery_bytes_after", FactKind::Integer, "Bytes of the new package's files."),
 ];
 
 const fn fact(name: &'static str, kind: FactKind, description: &'static str) -> Fact {

@@ -1,28 +1,16 @@
 //! Model surgery: fewer layers, experts and tokens, and logits of the positions that are wanted alone.
 //!
 //! The result is a package of its own. It gives other answers than the model, which is why its fidelity is measured.
-//!
-//! | fact | kind | what |
-//! |---|---|---|
-//! | `surgery_layers_dropped` | integer | layers that left |
-//! | `surgery_dropped_layers` | text | their old numbers |
-//! | `surgery_layer_importance` | text | of each old layer, 1 − mean cosine similarity of the stream before and behind it |
-//! | `surgery_calibration` | text | what the model ran over to find out |
-//! | `surgery_calibration_tokens` | integer | how many tokens of it |
-//! | `surgery_experts_before`, `surgery_experts_kept` | integer | experts of a layer |
-//! | `surgery_kept_choices_ratio` | float | part of the calibration's choices that fell on experts that stay |
-//! | `surgery_tokens_before`, `surgery_tokens_kept` | integer | the vocabulary |
-//! | `surgery_logits_selected` | integer | 1 where the head got its choice of positions by the surgery, 0 where it had it |
-//! | `surgery_parameters_before`, `surgery_parameters_after` | integer | weights of the model |
-//! | `surgery_bytes_before`, `surgery_bytes_after` | integer | files of the package |
 
 mod account;
 mod calibrate;
 mod experts;
+mod genai;
 mod head;
 mod layers;
 mod operate;
 mod rows;
+mod slice;
 mod spec;
 mod stream;
 mod texts;

@@ -54,7 +54,12 @@ pub struct Edition<'a> {
     pub manifest: Manifest,
     /// Other files, by name: new ones, and those that replace the package's.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// Other graphs over the same constants, by file: what makes them of the edited one.
+    pub companions: Vec<(String, Companion)>,
 }
+
+/// Makes a graph of another.
+pub type Companion = fn(GraphProto) -> GraphProto;
 
 /// A constant that is new, or has new values.
 #[derive(Debug)]
@@ -99,8 +104,8 @@ impl<'a> Edition<'a> {
         let source = Source::open(package, &decoder)?;
         // Constants are looked up in the source.
         let graph = GraphProto { initializer: Vec::new(), ..source.graph.clone() };
-        let (new, files) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { package, decoder, source, new, graph, manifest: package.manifest.clone(), files })
+        let (new, files, companions) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Ok(Self { package, decoder, source, new, graph, manifest: package.manifest.clone(), files, companions })
     }
 
     /// The package that is edited.
@@ -316,8 +321,11 @@ impl<'a> Edition<'a> {
             external.push(data_file.to_owned());
             written.push(entry);
         }
-        let model = onnx::ModelProto { graph: Some(self.graph.clone()), ..self.source.model.clone() };
-        written.push(write_file(folder, MODEL, &onnx::write(&model))?);
+        let model = |graph| onnx::ModelProto { graph: Some(graph), ..self.source.model.clone() };
+        written.push(write_file(folder, MODEL, &onnx::write(&model(self.graph.clone())))?);
+        for (name, make) in &self.companions {
+            written.push(write_file(folder, name, &onnx::write(&model(make(self.graph.clone()))))?);
+        }
         for (name, bytes) in &self.files {
             written.push(write_file(folder, name, bytes)?);
         }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod references;
+mod technique;
 
 use std::path::{Path, PathBuf};
 
@@ -87,7 +88,7 @@ fn a_layer_that_adds_nothing_leaves_without_a_trace() {
             ("fp32-fused", &[0, 1, 3][..]),
             ("fp32-plain", &[0, 2]),
             ("fp16-fused", &[1]),
-            ("int4-fused", &[0, 2]),
+            ("int4-fused", &[1, 2]),
             ("int4-plain", &[1]),
         ] {
             for &layer in layers {
@@ -106,7 +107,8 @@ fn a_layer_that_adds_nothing_leaves_without_a_trace() {
                 let difference = largest_difference(&logits(&cut, &prompt, &[7, 8]), &logits(&idle, &prompt, &[7, 8]));
                 // Other kernels may follow where the first layer left, and where ONNX Runtime fuses additions.
                 let allowed = if kind == "fp16-fused" || kind.starts_with("int4") { 0.05 } else { 1e-4 };
-                let allowed = if layer > 0 && kind.ends_with("fused") { 0.0 } else { allowed };
+                let exact = layer > 0 && ["fp32-fused", "int4-fused"].contains(&kind);
+                let allowed = if exact { 0.0 } else { allowed };
                 assert!(difference <= allowed, "{what}: {difference}");
             }
         }
@@ -137,8 +139,8 @@ fn experts_that_nobody_asks_for_leave_without_a_trace() {
             assert!(cut.manifest.parameters.total < package.manifest.parameters.total);
             let prompt = Prompt::text(tokens.to_vec());
             let difference = largest_difference(&logits(&cut, &prompt, &[]), &logits(&package, &prompt, &[]));
-            // Plain mixtures multiply in batches whose size depends on the number of experts.
-            let allowed = if kind.ends_with("fused") { 0.0 } else { 1e-4 };
+            // Scores of fewer experts are summed up in another order.
+            let allowed = if kind.starts_with("fp16") { 0.05 } else { 1e-4 };
             assert!(difference <= allowed, "{what}: {difference}");
             // All of them are none to leave.
             let all = folder.path().join(format!("{what}-all"));
@@ -261,8 +263,11 @@ fn everything_at_once_is_one_package_that_other_commands_take() {
             assert!(cut.manifest.exporter.options["surgery"].is_string());
             let answer = generate(&output, &["--prompt", "Hello", "-n", "6", "--ids"]);
             assert!(!answer.trim().is_empty(), "{model} {kind}");
-            let openvino = generate(&output, &["--prompt", "Hello", "-n", "6", "--ids", "--provider", "openvino"]);
-            assert!(!openvino.trim().is_empty(), "{model} {kind}");
+            // The OpenVINO build's ONNX Runtime knows no `QMoE` of this form.
+            if kind == "fp32-plain" || package.manifest.shape.experts.is_none() {
+                let openvino = generate(&output, &["--prompt", "Hello", "-n", "6", "--ids", "--provider", "openvino"]);
+                assert!(!openvino.trim().is_empty(), "{model} {kind}");
+            }
 
             // Packs are cut between layers, which the names of nodes and weights tell.
             let pack = folder.path().join(format!("{model}-{kind}-pack"));
@@ -296,4 +301,11 @@ fn text_file(folder: &Path, text: &str) -> PathBuf {
     let file = folder.join("text.txt");
     std::fs::write(&file, text).expect("a file");
     file
+}
+
+#[test]
+fn help_is_as_documented() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ortbench"));
+    let help = command.args(["surgery", "--help"]).env_remove("COLUMNS").output().expect("the program");
+    insta::assert_snapshot!("surgery_help", String::from_utf8(help.stdout).expect("UTF-8"));
 }

@@ -1,15 +1,19 @@
 //! What the model does with some tokens: how much each layer turns the stream, and which experts its routers choose.
+//!
+//! One layer runs after the other, each over all windows and in a session of its own: a model that is larger than memory
+//! can be looked at as well, and nothing but the stream is kept between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::experts::{Choice, Router};
+use super::slice::slice;
 use super::stream::Stream;
 use super::window::Windows;
 use crate::cell::{Backend, Dtype, ElementType, ProviderKind};
 use crate::error::{Context, Error, Result};
 use crate::optimizations::Workshop;
 use crate::package::edition::Edition;
-use crate::package::onnx::{self, GraphProto, ModelProto, ValueInfoProto, data_type};
+use crate::package::onnx::{self, GraphProto, ModelProto, ValueInfoProto, build, data_type};
 use crate::package::{Dim, Port, PortRole};
 use crate::runtime::{Bound, HostTensor, Output, OutputElements, Session, SessionOptions};
 
@@ -19,7 +23,7 @@ const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_pa
 /// What was measured.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Calibration {
-    /// Tokens that went through the model, and what they were.
+    /// Tokens that went through the model.
     pub tokens: u64,
     /// What they were.
     pub source: String,
@@ -30,72 +34,80 @@ pub struct Calibration {
     pub uses: BTreeMap<usize, Vec<u64>>,
 }
 
-/// Runs the model over the windows on the CPU provider, with the values of interest as outputs. The provider of the cell
-/// has no say: what is cut off must not depend on it.
+/// Two values, or one, whose sum is the stream of a window, as they lie in memory.
+type State = Vec<Output>;
+
+/// Runs the model over the windows on the CPU provider. The provider of the cell has no say: what is cut off must not
+/// depend on it.
 ///
 /// # Errors
 /// A graph without a known stream; what ONNX Runtime says.
-pub fn measure(
-    edition: &Edition,
-    windows: &Windows,
-    routers: &[Router],
-    layers: bool,
-    workshop: &Workshop,
-) -> Result<Calibration> {
-    let decoder = edition.decoder()?;
-    let mut graph = edition.graph.clone();
-    let states = match layers {
-        true => Stream::find(&graph, decoder)?.states(&mut graph),
-        false => Vec::new(),
-    };
-    let activations = edition.manifest.cache.dtype;
-    let float = float_type(activations)?;
-    let mut wanted: Vec<(String, ElementType)> = states.iter().map(|name| (name.clone(), float)).collect();
-    for router in routers {
-        wanted.push(match &router.choice {
-            Choice::Scores(name) => (name.clone(), float),
-            Choice::Ids(name) => (name.clone(), ElementType::Int64),
-        });
-    }
-    let mut session = open(edition, graph, &wanted, workshop)?;
-
-    let mut sums = vec![(0.0, 0_u64); states.len().saturating_sub(1)];
+pub fn measure(edition: &Edition, windows: &Windows, routers: &[Router], workshop: &Workshop) -> Result<Calibration> {
+    let stream = Stream::find(&edition.graph, edition.decoder()?)?;
     let experts = edition.manifest.shape.experts.unwrap_or(0) as usize;
     let chosen = edition.manifest.shape.experts_per_token.unwrap_or(0) as usize;
-    let mut uses: BTreeMap<usize, Vec<u64>> = routers.iter().map(|router| (router.layer, vec![0; experts])).collect();
-    for (done, ids) in windows.ids.iter().enumerate() {
-        workshop.report.progress("calibrate", done as u64, windows.ids.len() as u64)?;
-        let mut inputs = Vec::with_capacity(decoder.inputs.len());
-        for port in &decoder.inputs {
-            inputs.push((port.name.clone(), input(port, ids)?));
+    let float = float_type(edition.manifest.cache.dtype)?;
+    let layers = stream.ends.len();
+    let mut calibration =
+        Calibration { tokens: windows.tokens(), source: windows.source.clone(), ..Calibration::default() };
+    let mut states: Vec<State> = Vec::new();
+    for layer in 0..layers {
+        workshop.report.progress("calibrate", layer as u64, layers as u64)?;
+        let router = routers.iter().find(|router| router.layer == layer);
+        let before = match layer.checked_sub(1) {
+            Some(before) => edition.graph.node[stream.ends[before]].input[..2].to_vec(),
+            None => Vec::new(),
+        };
+        let mut wanted: Vec<(String, ElementType)> =
+            edition.graph.node[stream.ends[layer]].input[..2].iter().map(|name| (name.clone(), float)).collect();
+        if layer == 0 && wanted.iter().all(|(name, _)| *name != stream.embedded) {
+            wanted.push((stream.embedded.clone(), float));
         }
-        let mut bound = Bound::new(&session, &cpu(workshop), inputs, &wanted, true)?;
-        bound.run(&mut session)?;
-        let outputs = bound.outputs()?;
-        let (streams, choices) = outputs.split_at(states.len());
-        let mut before: Option<Vec<f32>> = None;
-        for (place, output) in streams.iter().enumerate() {
-            let behind = floats(output)?;
-            if let Some(before) = before {
-                let width = behind.len() / ids.len().max(1);
-                for (a, b) in before.chunks_exact(width.max(1)).zip(behind.chunks_exact(width.max(1))) {
-                    sums[place - 1].0 += cosine(a, b);
-                    sums[place - 1].1 += 1;
-                }
+        let kept = wanted.len();
+        wanted.extend(router.map(|router| match &router.choice {
+            Choice::Scores(name) => (name.clone(), float),
+            Choice::Ids(name) => (name.clone(), ElementType::Int64),
+        }));
+        let (mut session, inputs) = open(edition, &before, &wanted, workshop)?;
+        let (mut sum, mut counts) = (0.0, vec![0; experts]);
+        for (place, ids) in windows.ids.iter().enumerate() {
+            let mut given = Vec::with_capacity(inputs.len());
+            for port in &inputs {
+                given.push((port.name.clone(), input(port, ids)?));
             }
-            before = Some(behind);
+            for (name, output) in before.iter().zip(states.get(place).into_iter().flatten()) {
+                given.push((name.clone(), again(output)?));
+            }
+            let mut bound = Bound::new(&session, &cpu(workshop), given, &wanted, true)?;
+            bound.run(&mut session)?;
+            let mut outputs = bound.outputs()?;
+            if let Some(choice) = outputs.split_off(kept).first() {
+                count(choice, chosen, &mut counts)?;
+            }
+            let old = match states.get(place) {
+                Some(state) => added(state)?,
+                None => added(outputs.iter().filter(|output| output.name == stream.embedded))?,
+            };
+            outputs.truncate(2);
+            let new = added(&outputs)?;
+            let width = new.len() / ids.len().max(1);
+            let pairs = old.chunks_exact(width.max(1)).zip(new.chunks_exact(width.max(1)));
+            sum += pairs.map(|(a, b)| cosine(a, b)).sum::<f64>();
+            match states.get_mut(place) {
+                Some(state) => *state = outputs,
+                None => states.push(outputs),
+            }
         }
-        for (router, output) in routers.iter().zip(choices) {
-            let counts = uses.get_mut(&router.layer).ok_or_else(|| Error::new("a router without a layer"))?;
-            count(output, chosen, counts)?;
+        calibration.importance.push(1.0 - sum / windows.tokens().max(1) as f64);
+        if router.is_some() {
+            calibration.uses.insert(layer, counts);
         }
     }
-    let importance = sums.into_iter().map(|(sum, count)| 1.0 - sum / count.max(1) as f64).collect::<Vec<f64>>();
-    if importance.iter().any(|value| !value.is_finite()) {
+    if calibration.importance.iter().any(|value| !value.is_finite()) {
         return Err(Error::new("the model's hidden states are not finite over the calibration tokens")
             .hint("measure the model's answers first; a model that overflows cannot be cut by importance"));
     }
-    Ok(Calibration { tokens: windows.tokens(), source: windows.source.clone(), importance, uses })
+    Ok(calibration)
 }
 
 fn cpu(workshop: &Workshop) -> Backend {
@@ -108,20 +120,28 @@ fn cpu(workshop: &Workshop) -> Backend {
     }
 }
 
-/// Loads the graph with more outputs; its weights stay where the package has them.
+/// Loads the part of the graph that makes the values wanted of those that are given; and which of the decoder's inputs it
+/// takes. Weights stay where the package has them.
 fn open(
     edition: &Edition,
-    mut graph: GraphProto,
+    given: &[String],
     wanted: &[(String, ElementType)],
     workshop: &Workshop,
-) -> Result<Session> {
-    for (name, element) in wanted {
-        if !graph.output.iter().any(|output| output.name() == name) {
-            graph.output.push(ValueInfoProto::of_tensor(name, element.onnx(), None));
-        }
-    }
-    graph.initializer.clone_from(&edition.source().graph.initializer);
-    graph.value_info.clear();
+) -> Result<(Session, Vec<Port>)> {
+    let names: Vec<String> = wanted.iter().map(|(name, _)| name.clone()).collect();
+    let mut graph: GraphProto = slice(&edition.graph, given, &names);
+    let read: HashSet<&str> = graph.node.iter().flat_map(|node| node.reads()).collect();
+    let constants = edition.source().graph.initializer.iter();
+    let constants = constants.filter(|tensor| read.contains(tensor.name())).cloned().collect();
+    let ports = edition.decoder()?.inputs.iter().filter(|port| read.contains(port.name.as_str())).cloned().collect();
+    let inputs: Vec<_> = edition.graph.input.iter().filter(|input| read.contains(input.name())).cloned().collect();
+    graph.initializer = constants;
+    graph.input = inputs;
+    let float = float_type(edition.manifest.cache.dtype)?.onnx();
+    let hidden = edition.manifest.shape.hidden_size;
+    let dims = [Dim::Symbol("batch".to_owned()), Dim::Symbol("sequence".to_owned()), Dim::Size(hidden)];
+    graph.input.extend(given.iter().map(|name| build::tensor(name, float, &dims)));
+    graph.output = wanted.iter().map(|(name, element)| ValueInfoProto::of_tensor(name, element.onnx(), None)).collect();
     let model = ModelProto { graph: Some(graph), ..edition.source().model.clone() };
     let folder = edition.package().root.to_str().ok_or_else(|| {
         Error::unsupported(format!("the path `{}` is not UTF-8", edition.package().root.display()))
@@ -133,8 +153,33 @@ fn open(
         arena: true,
         profile: None,
     };
-    Session::of_bytes(workshop.runtime, &onnx::write(&model), &cpu(workshop), &options)
-        .context("cannot load the model for calibration")
+    let session = Session::of_bytes(workshop.runtime, &onnx::write(&model), &cpu(workshop), &options)
+        .context("cannot load a layer for calibration")?;
+    Ok((session, ports))
+}
+
+/// What a layer made, for the next one.
+fn again(output: &Output) -> Result<HostTensor> {
+    let OutputElements::Bytes(bytes) = &output.elements else {
+        return Err(Error::new(format!("`{}` holds texts", output.name)));
+    };
+    let mut tensor = HostTensor::new(output.element, &output.shape)?;
+    tensor.bytes_mut().copy_from_slice(bytes);
+    Ok(tensor)
+}
+
+/// The sum of values of one shape.
+fn added<'a>(values: impl IntoIterator<Item = &'a Output>) -> Result<Vec<f32>> {
+    let mut sum = Vec::new();
+    for value in values {
+        let own = floats(value)?;
+        if sum.is_empty() {
+            sum = own;
+        } else {
+            sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+    }
+    Ok(sum)
 }
 
 /// What goes into an input for one sequence of these tokens, from its first on.

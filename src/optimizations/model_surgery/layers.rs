@@ -1,6 +1,7 @@
 //! Layers leave: the stream flows past them, and those that stay are counted anew.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 use super::stream::{Stream, sum_of};
 use crate::error::{Error, Result};
@@ -35,30 +36,34 @@ pub fn drop(edition: &mut Edition, dropped: &BTreeSet<usize>) -> Result<()> {
         }
         layer += 1;
     }
+    let constants: HashSet<String> = edition.constants_read().into_iter().map(|(name, ..)| name).collect();
     // From the last to the first: places of nodes before a pass stay what they are.
     for (first, behind) in passes.into_iter().rev() {
-        pass_by(&mut edition.graph, &stream, first, behind)?;
+        pass_by(&mut edition.graph, &stream, &constants, first..behind)?;
     }
     take_ports_out(edition, &decoder, dropped)?;
     edition.remove_dead()?;
     count_anew(edition, layers, dropped)
 }
 
-/// Leads the stream past the layers from `first` to the one before `behind`.
-fn pass_by(graph: &mut GraphProto, stream: &Stream, first: usize, behind: usize) -> Result<()> {
-    let end = stream.ends[behind - 1];
-    let mut state = match first {
+/// Leads the stream past neighbouring layers.
+fn pass_by(graph: &mut GraphProto, stream: &Stream, constants: &HashSet<String>, layers: Range<usize>) -> Result<()> {
+    let end = stream.ends[layers.end - 1];
+    let mut state = match layers.start {
         0 => vec![stream.embedded.clone()],
-        _ => graph.node[stream.ends[first - 1]].input[..2].to_vec(),
+        first => graph.node[stream.ends[first - 1]].input[..2].to_vec(),
     };
-    let beside: Vec<String> = (first..behind).filter_map(|layer| beside(graph, stream, layer)).collect();
+    let beside: Vec<String> = layers.flat_map(|layer| beside(graph, stream, constants, layer)).collect();
+    let taken: HashSet<String> = graph.node.iter().map(|node| node.name().to_owned()).collect();
+    let names = (0..).map(|number| format!("{}/passed/Add_{number}", graph.node[end].name()));
+    let mut names = names.filter(|name| !taken.contains(name));
     let mut sums = Vec::new();
-    for (count, value) in beside.into_iter().enumerate() {
+    for value in beside {
         if state.len() == 1 {
             state.push(value);
             continue;
         }
-        let name = format!("{}/passed/Add_{count}", graph.node[end].name());
+        let Some(name) = names.next() else { break };
         let sum = format!("{name}/output_0");
         let last = std::mem::replace(&mut state[1], sum.clone());
         sums.push(NodeProto {
@@ -81,8 +86,9 @@ fn pass_by(graph: &mut GraphProto, stream: &Stream, first: usize, behind: usize)
     Ok(())
 }
 
-/// What is added to a layer's own last output before it joins the stream, of a value that no layer makes.
-fn beside(graph: &GraphProto, stream: &Stream, layer: usize) -> Option<String> {
+/// What is added to a layer's own last output before it joins the stream, of values that no layer makes. A constant is the
+/// bias of the layer's last product.
+fn beside(graph: &GraphProto, stream: &Stream, constants: &HashSet<String>, layer: usize) -> Vec<String> {
     let start = layer.checked_sub(1).map_or(0, |before| stream.ends[before]);
     let end = stream.ends[layer];
     let made: HashMap<&str, usize> =
@@ -97,13 +103,21 @@ fn beside(graph: &GraphProto, stream: &Stream, layer: usize) -> Option<String> {
             own.extend(node.makes());
         }
     }
-    graph.node[end].input[..2].iter().find_map(|name| {
-        let node = &graph.node[*made.get(name.as_str())?];
-        let adds = node.op_type() == "Add" && node.input.len() == 2;
-        let (mine, others): (Vec<&String>, Vec<&String>) =
-            node.input.iter().partition(|input| own.contains(input.as_str()));
-        (adds && mine.len() == 1).then(|| others[0].clone())
-    })
+    let mut found = Vec::new();
+    for joined in &graph.node[end].input[..2] {
+        let mut value = joined;
+        while let Some(&place) = made.get(value.as_str()) {
+            let node = &graph.node[place];
+            let (mine, others): (Vec<&String>, Vec<&String>) =
+                node.input.iter().partition(|input| own.contains(input.as_str()));
+            let ("Add", [mine], [other]) = (node.op_type(), mine.as_slice(), others.as_slice()) else { break };
+            if !constants.contains(*other) {
+                found.push((*other).clone());
+            }
+            value = mine;
+        }
+    }
+    found
 }
 
 /// Makes of the node at `end`, which added two values up, one that begins with the embedded tokens alone.

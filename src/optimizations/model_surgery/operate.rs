@@ -8,7 +8,7 @@ use super::calibrate::{self, Calibration};
 use super::spec::Spec;
 use super::vocabulary::{self, Vocabulary};
 use super::window::Windows;
-use super::{experts, head, layers};
+use super::{experts, genai, head, layers};
 use crate::error::Result;
 use crate::optimizations::{Evidence, Workshop};
 use crate::package::Package;
@@ -71,7 +71,7 @@ pub fn operate(package: &Package, spec: &Spec, folder: &Path, workshop: &Worksho
             None => Windows::random(package, tokens),
         };
         let routers = if keep.is_some() { experts::routers(&edition)? } else { Vec::new() };
-        outcome.calibration = calibrate::measure(&edition, &windows, &routers, drop > 0, workshop)?;
+        outcome.calibration = calibrate::measure(&edition, &windows, &routers, workshop)?;
     }
     edition.graph.value_info.clear();
     if spec.last_logits {
@@ -96,6 +96,7 @@ pub fn operate(package: &Package, spec: &Spec, folder: &Path, workshop: &Worksho
     outcome.dropped = dropped.into_iter().collect();
     edition.remove_dead()?;
     account::enter(&mut edition, account)?;
+    genai::keep(&mut edition)?;
     if let Some(options) = edition.manifest.exporter.options.as_object_mut() {
         options.insert("surgery".to_owned(), spec.describe().into());
     }
@@ -123,8 +124,8 @@ impl Outcome {
         };
         fact("surgery_layers_dropped", (self.dropped.len() as u64).into());
         fact("surgery_dropped_layers", joined(&self.dropped).into());
-        let importance = self.calibration.importance.iter().map(|value| format!("{value:.4}"));
-        fact("surgery_layer_importance", importance.collect::<Vec<_>>().join(" ").into());
+        let importance: Vec<_> = self.calibration.importance.iter().map(|value| format!("{value:.4}")).collect();
+        fact("surgery_layer_importance", importance.join(" ").into());
         fact("surgery_calibration", self.calibration.source.clone().into());
         fact("surgery_calibration_tokens", self.calibration.tokens.into());
         if let Some((before, kept)) = self.experts {
@@ -132,11 +133,11 @@ impl Outcome {
             fact("surgery_experts_kept", kept.into());
         }
         if let Some(share) = self.kept_choices {
-            fact("surgery_kept_choices_ratio", share.into());
+            fact("surgery_kept_choices_share", share.into());
         }
         fact("surgery_tokens_before", self.tokens.0.into());
         fact("surgery_tokens_kept", self.tokens.1.into());
-        fact("surgery_logits_selected", u64::from(self.selects_logits).into());
+        fact("surgery_logits_selected", self.selects_logits.into());
         fact("surgery_parameters_before", self.parameters.0.into());
         fact("surgery_parameters_after", self.parameters.1.into());
         fact("surgery_bytes_before", self.bytes.0.into());

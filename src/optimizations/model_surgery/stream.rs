@@ -67,16 +67,6 @@ impl Stream {
         let ends = (1..=keys.len()).map(|layer| joins[layer * each - 1]).collect();
         Ok(Self { embedded: embedded.clone(), ends })
     }
-
-    /// Names of the stream's values before the first layer and behind each: `layers + 1` of them. A sum that has no name
-    /// yet gets one.
-    pub fn states(&self, graph: &mut GraphProto) -> Vec<String> {
-        let mut states = vec![self.embedded.clone()];
-        for &end in &self.ends {
-            states.push(sum_of(&mut graph.node[end]));
-        }
-        states
-    }
 }
 
 /// The name of the sum that a joining node makes.

@@ -9,20 +9,23 @@ use crate::error::{Context, Error, Result};
 use crate::package::Package;
 use crate::tasks::{Ask, TaskSet};
 
-/// The texts that `trim_vocabulary` names.
+/// The texts that `trim_vocabulary` names, and the text of the cell's prompts, which the model is to read as well.
 ///
 /// # Errors
 /// A cell without tasks where its tasks are named, files that cannot be read.
 pub fn of_vocabulary(cell: &Cell, option: &str) -> Result<Option<Texts>> {
-    match option {
-        "none" => Ok(None),
-        "tasks" => match of_tasks(cell)? {
-            Some(texts) => Ok(Some(texts)),
-            None => Err(Error::unsupported("`trim_vocabulary` is `tasks`, and the cell has none")
-                .hint("give the model tasks under `accuracy`, or name a file")),
-        },
-        path => of_files(&[PathBuf::from(path)]).map(Some),
-    }
+    let named = match option {
+        "none" => return Ok(None),
+        "tasks" => of_tasks(cell)?.ok_or_else(|| {
+            Error::unsupported("`trim_vocabulary` is `tasks`, and the cell has none")
+                .hint("give the model tasks under `accuracy`, or name a file")
+        })?,
+        path => of_files(&[PathBuf::from(path)])?,
+    };
+    let PromptSource::TextFile { path } = &cell.workload.prompt else { return Ok(Some(named)) };
+    let prompt = of_files(std::slice::from_ref(path))?;
+    let source = format!("{}, {}", named.source, prompt.source);
+    Ok(Some(Texts { source, texts: Arc::new([&named.texts[..], &prompt.texts[..]].concat()) }))
 }
 
 /// The texts that `calibration_text` names; `None` for random tokens.

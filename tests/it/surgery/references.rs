@@ -7,7 +7,7 @@ use std::process::Command;
 use ortbench::package::Package;
 
 use super::{largest_difference, logits, prompt, surgery, with_idle_layer};
-use crate::real::{package_of, root};
+use crate::real::{generate, package_of, root};
 
 /// A checkpoint without a layer: `shorten.py CHECKPOINT OUTPUT LAYER`.
 const SHORTEN: &str = r#"
@@ -20,10 +20,11 @@ for file in source.iterdir():
     if file.is_file() and file.suffix != ".safetensors":
         shutil.copy(file, output)
 config = json.loads((source / "config.json").read_text())
-config["num_hidden_layers"] -= 1
+text = config.get("text_config", config)
+text["num_hidden_layers"] -= 1
 for key in ("layer_types", "mlp_layer_types"):
-    if isinstance(config.get(key), list):
-        del config[key][gone]
+    if isinstance(text.get(key), list):
+        del text[key][gone]
 (output / "config.json").write_text(json.dumps(config))
 data = (source / "model.safetensors").read_bytes()
 (length,) = struct.unpack("<Q", data[:8])
@@ -48,13 +49,29 @@ text = json.dumps(kept).encode()
 const CHECK: &str =
     "import sys, onnx\nfor path in sys.argv[1:]:\n    onnx.checker.check_model(path, full_check=True)\n";
 
-/// Runs the exporter's Python, which `make packages` installs.
-fn python(arguments: &[&str]) {
+/// Greedy tokens behind a prompt's, by onnxruntime-genai: `FOLDER COUNT TOKEN…`.
+const GENAI: &str = r#"
+import sys
+import onnxruntime_genai as genai
+
+model, count, prompt = genai.Model(sys.argv[1]), int(sys.argv[2]), [int(word) for word in sys.argv[3:]]
+parameters = genai.GeneratorParams(model)
+parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
+generator = genai.Generator(model, parameters)
+generator.append_tokens(prompt)
+while not generator.is_done():
+    generator.generate_next_token()
+print(*list(generator.get_sequence(0))[len(prompt):])
+"#;
+
+/// Runs the exporter's Python, which `make packages` installs; what it printed.
+fn python(arguments: &[&str]) -> String {
     let program = root().join(".venv/bin/python");
     assert!(program.exists(), "`{}` is missing: run `make packages`", program.display());
     let mut command = Command::new(program);
     let run = command.args(arguments).env("PYTHONPATH", root().join("export_scripts")).output().expect("Python");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).expect("UTF-8")
 }
 
 fn text(path: &Path) -> &str {
@@ -128,4 +145,26 @@ fn onnx_accepts_plain_graphs_that_were_operated_on() {
     let mut arguments = vec!["-c", CHECK];
     arguments.extend(paths.iter().map(|path| text(path)));
     python(&arguments);
+}
+
+#[test]
+fn onnxruntime_genai_answers_from_what_was_cut() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let readme = root().join("README.md");
+    for model in ["qwen3-tiny", "qwen3-moe-tiny"] {
+        let output = folder.path().join(model);
+        let mut arguments = vec!["--drop-layers", "1", "--trim-vocabulary", text(&readme)];
+        if model.contains("moe") {
+            arguments.extend(["--keep-experts", "6"]);
+        }
+        surgery(&package_of(model, "fp32-fused"), &output, &arguments);
+        let package = Package::open(&output).expect("a package");
+        let encoding = package.tokenizer().expect("a tokenizer").encode("The program", false).expect("tokens");
+        let prompt: Vec<String> = encoding.get_ids().iter().map(u32::to_string).collect();
+        let mut arguments = vec!["-c", GENAI, text(&output), "8"];
+        arguments.extend(prompt.iter().map(String::as_str));
+        let theirs = python(&arguments);
+        let ours = generate(&output, &["--prompt", "The program", "-n", "8", "--ids"]);
+        assert_eq!(ours.trim(), theirs.trim(), "{model}");
+    }
 }
