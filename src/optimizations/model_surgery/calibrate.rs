@@ -147,12 +147,8 @@ fn open(
         Error::unsupported(format!("the path `{}` is not UTF-8", edition.package().root.display()))
             .hint("move the package")
     })?;
-    let options = SessionOptions {
-        threads: workshop.threads,
-        config: BTreeMap::from([(WEIGHTS_FOLDER.to_owned(), folder.to_owned())]),
-        arena: true,
-        profile: None,
-    };
+    let config = BTreeMap::from([(WEIGHTS_FOLDER.to_owned(), folder.to_owned())]);
+    let options = SessionOptions { config, ..SessionOptions::with_threads(workshop.threads) };
     let session = Session::of_bytes(workshop.runtime, &onnx::write(&model), &cpu(workshop), &options)
         .context("cannot load a layer for calibration")?;
     Ok((session, ports))

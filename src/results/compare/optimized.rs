@@ -32,7 +32,7 @@ pub fn render(outcomes: &[Outcome]) -> String {
         text.push_str(
             "Each optimization ran in pairs of fresh processes, without and with it in turn. × is the geometric mean of the pairs'\n\
              ratios, with its 95 % interval; it helps or hurts where the interval leaves out 1 and two runs without it differ by\n\
-             less. impact.csv has every figure.\n",
+             less. Of the figures behind `also`, one row in four has one by chance. impact.csv has every figure.\n",
         );
     }
     text
