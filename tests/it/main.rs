@@ -29,6 +29,7 @@ mod rewinding;
 mod sandbox;
 mod scoring;
 mod serving;
+mod stages;
 mod streamed;
 mod tables;
 mod tasks;

@@ -18,20 +18,27 @@ pub fn load(package: &Package) -> Model {
 
 /// The same by a plan of one's own.
 pub fn load_with(package: &Package, plan: &Plan) -> Result<Model> {
+    Model::load(runtime(), package, &backend(), plan)
+}
+
+/// The library of this process.
+pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    let cpu = RuntimeRef::Installed("cpu".to_owned());
-    let runtime = RUNTIME.get_or_init(|| {
-        let library = catalog::find(&cpu).expect("a runtime");
+    RUNTIME.get_or_init(|| {
+        let library = catalog::find(&backend().runtime).expect("a runtime");
         Runtime::load(&library.path).expect("the library")
-    });
-    let backend = Backend {
+    })
+}
+
+/// The CPU provider.
+pub fn backend() -> Backend {
+    Backend {
         name: "cpu".to_owned(),
-        runtime: cpu.clone(),
+        runtime: RuntimeRef::Installed("cpu".to_owned()),
         provider: ProviderKind::Cpu,
         plugin: None,
         options: [].into(),
-    };
-    Model::load(runtime, package, &backend, plan)
+    }
 }
 
 /// The repository's root.
