@@ -10,6 +10,7 @@ mod budget;
 mod derive;
 mod disk_offload;
 mod disk_pipeline;
+pub mod distributed_simulation;
 mod options;
 mod pack;
 mod setup;

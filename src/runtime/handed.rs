@@ -199,8 +199,7 @@ impl Bindings {
     pub fn hand_in(&mut self, name: &str, element: u8, dims: &[i64], buffer: BufferId, bytes: usize) -> Result<()> {
         let wrong = |what: &str| Error::new(format!("another process handed over `{name}` {what}"));
         let (kind, size) = element_of(element).ok_or_else(|| wrong("of unknown elements"))?;
-        let sizes = dims.iter().map(|size| usize::try_from(*size).ok());
-        let count = sizes.fold(Some(size), |product, size| product?.checked_mul(size?));
+        let count = dims.iter().try_fold(size, |product, size| product.checked_mul(usize::try_from(*size).ok()?));
         if count != Some(bytes) {
             return Err(wrong("with another number of bytes than its shape has"));
         }
