@@ -100,7 +100,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::SmartPaging => &smart_paging::SmartPaging,
         Technique::AdaptiveMicrobatching => &Missing(Technique::AdaptiveMicrobatching),
         Technique::KernelFusion => &Missing(Technique::KernelFusion),
-        Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
+        Technique::DistributedSimulation => &distributed_simulation::DistributedSimulation,
         Technique::TensorCompression => &Missing(Technique::TensorCompression),
         Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,
         Technique::DiskOffload => &disk_offload::DiskOffload,

@@ -5,13 +5,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ortbench::cell::{Switched, Technique, Workload};
+use ortbench::engine::fake;
 use ortbench::engine::sampling::argmax;
 use ortbench::engine::stages::{Phase, Pipeline, Stages, Via, namespaces_permitted};
 use ortbench::engine::{Decoder, Features, Plan, Prompt};
 use ortbench::error::Result;
 use ortbench::loader::pack;
+use ortbench::optimizations::{self, Examination, Setup, Subject, distributed_simulation};
 use ortbench::package::Package;
 use ortbench::package::shards::Form;
+use ortbench::protocol::{FactValue, Reporter};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::real::{backend, load_with, package_of, runtime};
@@ -144,6 +148,25 @@ fn several_groups_are_served_over_a_slow_link() {
 }
 
 #[test]
+fn all_stages_may_be_in_other_processes() {
+    let (_folder, package) = packed("qwen3-tiny", "int4-fused", Form::Operators);
+    let program = Path::new(env!("CARGO_BIN_EXE_ortbench"));
+    for count in [1, 2] {
+        let stages = Stages { micro_batches: 2, ..stages(count, 1) };
+        let plan = Plan { stages: Some(stages.clone()), sequences: 3, tokens: 64, ..Plan::with_threads(2) };
+        let mut pipeline = Pipeline::load_apart(runtime(), &package, &backend(), &plan, program).expect("a pipeline");
+        assert_eq!(pipeline.processes().len(), count as usize);
+        assert!(pipeline.model().is_none());
+        assert_eq!(serve(&mut pipeline, 4).expect("served"), greedy(&package, &stages, 4));
+        pipeline.set_micro_batches(1);
+        serve(&mut pipeline, 2).expect("served");
+        let times = pipeline.times().expect("times");
+        let sizes: Vec<usize> = times[0].0.iter().map(|timing| timing.sequences).collect();
+        assert_eq!((times.len(), sizes), (count as usize, vec![1, 2, 3, 1, 2, 3]));
+    }
+}
+
+#[test]
 fn a_link_of_a_network_namespace_changes_nothing() {
     if let Err(error) = namespaces_permitted() {
         eprintln!("skipped: {}", error.chain());
@@ -244,4 +267,54 @@ fn a_pipeline_refuses_batches_that_it_cannot_serve() {
     // None of which broke anything.
     assert_eq!(serve(&prompts(), 2).expect("served"), 3);
     assert_eq!(serve(&prompts()[..1], 2).expect("a smaller batch"), 1);
+}
+
+/// What the technique measures of itself: figures that fit each other, whatever the machine.
+#[test]
+fn a_simulation_is_held_against_two_processes() {
+    let (_folder, package) = packed("qwen3-tiny", "int4-fused", Form::Operators);
+    let mut cell = fake::cell("tiny", "cpu");
+    cell.model.package.clone_from(&package.root);
+    cell.threads = 2;
+    cell.workload = Workload { batch: 4, prompt_tokens: 12, generate_tokens: 6, ..cell.workload };
+    let technique = optimizations::of(Technique::DistributedSimulation);
+    for (options, real) in [
+        (vec![("bandwidth", "1"), ("latency", "0.5")], true),
+        (vec![("devices", "4"), ("micro_batches", "4"), ("link", "shaper")], true),
+        (vec![("parallel", "tensor"), ("devices", "2")], false),
+    ] {
+        let options = options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let switched = Switched { technique: Technique::DistributedSimulation, options };
+        let (_, told) = optimizations::known(&switched).expect("options");
+        let subject = Subject { cell: &cell, manifest: &package.manifest };
+        technique.check(&subject, &told).expect("applicable");
+        let mut setup = Setup { backend: backend(), ..Setup::plain(&cell) };
+        technique.apply(&mut setup, &subject, &told).expect("applied");
+        assert_eq!(setup.plan.stages.is_some(), real && told.is("devices", "2"));
+        let exam = Examination {
+            runtime: runtime(),
+            cell: &cell,
+            setup: &setup,
+            package: &package,
+            report: &Reporter::new(std::io::sink()),
+        };
+        let program = Path::new(env!("CARGO_BIN_EXE_ortbench"));
+        let evidence = distributed_simulation::examine_with(&exam, &told, program).expect("evidence");
+        let figure = |name: &str| match evidence.get(name) {
+            Some(FactValue::Float(value)) => *value,
+            other => panic!("{name}: {other:?}"),
+        };
+        for name in ["simulated_tokens_per_second", "simulated_ttft_seconds", "simulated_speedup"] {
+            assert!(figure(name) > 0.0, "{name}: {evidence:?}");
+        }
+        assert!((0.0..1.0).contains(&figure("simulated_bubble_share")), "{evidence:?}");
+        assert!((0.0..=1.0).contains(&figure("simulated_link_share")), "{evidence:?}");
+        assert_eq!(evidence.contains_key("simulation_error_percent"), real, "{evidence:?}");
+        if real {
+            let share =
+                figure("simulation_predicted_tokens_per_second") / figure("simulation_measured_tokens_per_second");
+            assert!((figure("simulation_error_percent") - (share - 1.0) * 100.0).abs() < 1e-6);
+            assert!(figure("simulation_slowdown") >= 1.0 && figure("simulation_hop_seconds") >= 0.0);
+        }
+    }
 }

@@ -25,7 +25,6 @@ use crate::engine::prompt::Prompt;
 use crate::engine::serving::{Feed, Look, Sequence, Served, Wave};
 use crate::error::{Context, Error, Result};
 use crate::loader::held;
-use crate::loader::pager::ROUTED;
 use crate::package::Package;
 use crate::package::shards::ShardIndex;
 use crate::runtime::Runtime;
@@ -46,13 +45,17 @@ pub struct Pipeline {
     // In this order: a link ends before the processes that it leads to.
     link: Option<Link>,
     processes: Option<Processes>,
-    stage: Stage,
+    /// That of this process.
+    stage: Option<Stage>,
+    /// By how much the places of stages are behind their numbers: 1 where this process has none.
+    apart: u32,
     /// Answers of a pipeline of one stage.
     own: VecDeque<Answer>,
     stages: Stages,
     cut: Cut,
     facts: Vec<StageFacts>,
     vocab: usize,
+    context: usize,
     /// Sequences of each group.
     sizes: Vec<usize>,
     logits: Vec<f32>,
@@ -80,9 +83,35 @@ impl Pipeline {
         plan: &Plan,
         program: &Path,
     ) -> Result<Self> {
+        Self::start(runtime, package, backend, plan, program, true)
+    }
+
+    /// The same with all of the stages in other processes: this one only has the requests.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn load_apart(
+        runtime: &Runtime,
+        package: &Package,
+        backend: &Backend,
+        plan: &Plan,
+        program: &Path,
+    ) -> Result<Self> {
+        Self::start(runtime, package, backend, plan, program, false)
+    }
+
+    fn start(
+        runtime: &Runtime,
+        package: &Package,
+        backend: &Backend,
+        plan: &Plan,
+        program: &Path,
+        here: bool,
+    ) -> Result<Self> {
         let stages = plan.stages.clone().ok_or_else(|| Error::new("a plan without stages; this is a bug"))?;
         let index = check(package, backend, &stages)?;
-        let cut = cut(&index, &stages)?;
+        let routed = package.manifest.shape.experts_per_token.unwrap_or(1);
+        let cut = cut(&index, &stages, routed)?;
         let own = StagePlan::of(plan, &stages)?;
         let limits = Limits {
             // In a namespace the kernel limits the bandwidth.
@@ -91,14 +120,16 @@ impl Pipeline {
         };
         let secret = meeting::secret();
         let nowhere = std::net::Ipv4Addr::LOCALHOST;
-        let jobs = cut.iter().enumerate().skip(1).map(|(stage, segments)| Job {
+        // The place of whoever has the requests is 0.
+        let apart = u32::from(!here);
+        let jobs = cut.iter().zip(apart..).skip(usize::from(here)).map(|(segments, stage)| Job {
             version: VERSION,
             library: runtime.library().to_owned(),
             package: package.root.clone(),
             backend: backend.clone(),
             plan: own.clone(),
-            stage: stage as u32,
-            count: stages.count,
+            stage,
+            count: stages.count + apart,
             segments: segments.clone(),
             // Known once everybody listens.
             head: (nowhere, 0).into(),
@@ -115,16 +146,22 @@ impl Pipeline {
             link = Some(Link::open(next, limits, broken)?);
             processes = Some(started);
         }
-        let loading = Instant::now();
-        let stage = Stage::load(runtime, package, backend, &own.plan(), &cut[0])?;
-        let facts =
-            StageFacts { load_seconds: loading.elapsed().as_secs_f64(), resident_bytes: held::resident_bytes()? };
+        let mut facts = vec![StageFacts::default(); stages.count as usize];
+        let mut stage = None;
+        if here {
+            let loading = Instant::now();
+            stage = Some(Stage::load(runtime, package, backend, &own.plan(), &cut[0])?);
+            let load_seconds = loading.elapsed().as_secs_f64();
+            facts[0] = StageFacts { load_seconds, resident_bytes: held::resident_bytes()? };
+        }
         let mut pipeline = Self {
             link,
             processes,
             stage,
             own: VecDeque::new(),
-            facts: vec![StageFacts::default(); stages.count as usize],
+            facts,
+            apart,
+            context: package.manifest.shape.context_length as usize,
             stages,
             cut,
             vocab: package.manifest.shape.vocab_size as usize,
@@ -132,17 +169,16 @@ impl Pipeline {
             logits: Vec::new(),
             broken: false,
         };
-        pipeline.facts[0] = facts;
         pipeline.wait_until_loaded()?;
         Ok(pipeline)
     }
 
     fn wait_until_loaded(&mut self) -> Result<()> {
         let Some(processes) = &mut self.processes else { return Ok(()) };
-        for _ in 1..self.stages.count {
+        for _ in 0..processes.ids().len() {
             match processes.wait()? {
-                Event::Said(stage, Control::Loaded { seconds, resident_bytes }) => {
-                    if let Some(facts) = self.facts.get_mut(stage as usize) {
+                Event::Said(place, Control::Loaded { seconds, resident_bytes }) => {
+                    if let Some(facts) = self.facts.get_mut((place - self.apart) as usize) {
                         *facts = StageFacts { load_seconds: seconds, resident_bytes };
                     }
                 }
@@ -300,7 +336,7 @@ impl Pipeline {
         if prompts.iter().any(|prompt| !prompt.images.is_empty()) {
             return Err(Error::unsupported("a pipeline of several processes takes no images"));
         }
-        let context = self.stage.model().manifest().shape.context_length as usize;
+        let context = self.context;
         let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         if longest + more > context {
             let message =
@@ -310,7 +346,7 @@ impl Pipeline {
         self.sizes = self.stages.group_sizes(prompts.len());
         let begin =
             Begin { sizes: self.sizes.iter().map(|size| *size as u32).collect(), capacity: (longest + more) as u32 };
-        let begun = self.stage.begin(&begin);
+        let begun = self.stage.as_mut().map_or(Ok(()), |stage| stage.begin(&begin));
         self.note(begun)?;
         let sent = if self.link.is_some() { self.send(begin.frame()) } else { Ok(()) };
         self.note(sent)
@@ -318,7 +354,8 @@ impl Pipeline {
 
     /// Takes a run through this stage and sends it to the next one.
     fn submit(&mut self, run: &Run) -> Result<()> {
-        let next = match self.stage.run(run) {
+        let next = self.stage.as_mut().map_or_else(|| Ok(Next::Pass(run.frame())), |stage| stage.run(run));
+        let next = match next {
             Ok(Next::Done(answer)) => {
                 self.own.push_back(answer);
                 Ok(())
@@ -372,10 +409,12 @@ impl Pipeline {
     pub fn times(&mut self) -> Result<Vec<(Times, LinkUse)>> {
         let sent = self.link.as_ref().map(|link| *link.used().lock().unwrap_or_else(PoisonError::into_inner));
         let mut all = vec![(Vec::new(), LinkUse::default()); self.stages.count as usize];
-        all[0] = (self.stage.take_times(), sent.unwrap_or_default());
+        if let Some(stage) = &mut self.stage {
+            all[0] = (stage.take_times(), sent.unwrap_or_default());
+        }
         let asked = match &mut self.processes {
             None => Ok(()),
-            Some(processes) => ask(processes, &mut all),
+            Some(processes) => ask(processes, &mut all, self.apart),
         };
         self.note(asked)?;
         Ok(all)
@@ -392,8 +431,13 @@ impl Pipeline {
     }
 
     /// This process's part of the model.
-    pub fn model(&self) -> &Model {
-        self.stage.model()
+    pub fn model(&self) -> Option<&Model> {
+        self.stage.as_ref().map(Stage::model)
+    }
+
+    /// Lets so many groups be under way at once from the next batch on.
+    pub fn set_micro_batches(&mut self, count: u32) {
+        self.stages.micro_batches = count;
     }
 
     /// Numbers of the other stages' processes.
@@ -402,12 +446,12 @@ impl Pipeline {
     }
 }
 
-fn ask(processes: &mut Processes, all: &mut [(Times, LinkUse)]) -> Result<()> {
+fn ask(processes: &mut Processes, all: &mut [(Times, LinkUse)], apart: u32) -> Result<()> {
     processes.say(&Control::Ask)?;
-    for _ in 1..all.len() {
+    for _ in 0..processes.ids().len() {
         match processes.wait()? {
-            Event::Said(stage, Control::Report { times, sent }) if (stage as usize) < all.len() => {
-                all[stage as usize] = (times, sent);
+            Event::Said(place, Control::Report { times, sent }) if ((place - apart) as usize) < all.len() => {
+                all[(place - apart) as usize] = (times, sent);
             }
             _ => return Err(Error::environment("a stage says something else than what runs took")),
         }
@@ -439,10 +483,10 @@ fn check(package: &Package, backend: &Backend, stages: &Stages) -> Result<ShardI
 }
 
 /// Which segments each stage has.
-fn cut(index: &ShardIndex, stages: &Stages) -> Result<Cut> {
+fn cut(index: &ShardIndex, stages: &Stages, routed: u64) -> Result<Cut> {
     let (segments, count) = (index.segments.len(), stages.count as usize);
     let Some(borders) = &stages.borders else {
-        let costs: Vec<f64> = index.step_bytes(ROUTED as u64).into_iter().map(|bytes| bytes as f64).collect();
+        let costs: Vec<f64> = index.step_bytes(routed).into_iter().map(|bytes| bytes as f64).collect();
         return balance(&costs, count).ok_or_else(|| Error::new("fewer segments than stages; this is a bug"));
     };
     let ends = borders.iter().copied().chain([segments]);

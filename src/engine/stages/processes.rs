@@ -86,7 +86,7 @@ impl Processes {
 
     fn connect(&mut self, program: &Path, stages: &Stages, jobs: Vec<Job>) -> Result<TcpStream> {
         let secret = jobs.first().map(|job| job.secret.clone()).unwrap_or_default();
-        let count = stages.count;
+        let count = jobs.len() as u32 + 1;
         let mut address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         for job in &jobs {
             let mut process = spawn(program, stages, job.stage)?;

@@ -66,6 +66,22 @@ pub struct Pipeline {
     pub generate: usize,
 }
 
+/// Seconds that a device computed.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Busy {
+    /// Over prompts.
+    pub prefill: f64,
+    /// In steps.
+    pub step: f64,
+}
+
+impl Busy {
+    /// Both.
+    pub fn all(self) -> f64 {
+        self.prefill + self.step
+    }
+}
+
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
@@ -75,8 +91,8 @@ pub struct Outcome {
     pub first_token: Vec<f64>,
     /// Generated tokens.
     pub tokens: usize,
-    /// Seconds that each device computed.
-    pub busy: Vec<f64>,
+    /// Seconds that each device computed: over prompts, and in steps.
+    pub busy: Vec<Busy>,
     /// Seconds that each link was occupied.
     pub occupied: Vec<f64>,
 }
@@ -89,7 +105,7 @@ impl Outcome {
 
     /// Share of the devices' time in which they did not compute.
     pub fn bubble_share(&self) -> f64 {
-        1.0 - self.busy.iter().sum::<f64>() / (self.seconds * self.busy.len() as f64)
+        1.0 - self.busy.iter().map(|busy| busy.all()).sum::<f64>() / (self.seconds * self.busy.len() as f64)
     }
 
     /// Share of the time in which the busiest link was occupied.
@@ -111,7 +127,7 @@ struct Device {
     waiting: VecDeque<Task>,
     /// The task at hand, and the seconds that it would take alone from now on.
     running: Option<(Task, f64)>,
-    busy: f64,
+    busy: Busy,
 }
 
 struct State<'a> {
@@ -202,9 +218,11 @@ impl State<'_> {
 
     /// Seconds until something happens; `None` where nothing will.
     fn next(&self) -> Option<f64> {
-        let computed = self.devices.iter().enumerate().filter_map(|(place, device)| {
-            device.running.map(|(task, left)| left * self.slowdown(task, place))
-        });
+        let computed = self
+            .devices
+            .iter()
+            .enumerate()
+            .filter_map(|(place, device)| device.running.map(|(task, left)| left * self.slowdown(task, place)));
         let arrived = self.under_way.iter().filter_map(|link| link.front()).map(|(at, _)| (at - self.now).max(0.0));
         computed.chain(arrived).reduce(f64::min)
     }
@@ -216,9 +234,10 @@ impl State<'_> {
             .collect();
         self.now += seconds;
         for (device, slow) in self.devices.iter_mut().zip(slow) {
-            if let Some((_, left)) = &mut device.running {
+            if let Some((task, left)) = &mut device.running {
                 *left -= seconds / slow;
-                device.busy += seconds;
+                let busy = if task.prompts { &mut device.busy.prefill } else { &mut device.busy.step };
+                *busy += seconds;
             }
         }
     }
