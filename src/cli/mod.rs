@@ -18,6 +18,7 @@ mod run;
 mod runtime;
 mod sandbox;
 mod schema;
+mod stage;
 mod surgery;
 mod tasks;
 mod worker;
@@ -61,6 +62,9 @@ pub enum Command {
     /// Run one job from standard input (used by `run`).
     #[command(hide = true)]
     Worker(worker::Args),
+    /// Run some of a model's segments for another process (used by `run`).
+    #[command(hide = true)]
+    Stage(stage::Args),
     /// Run a generated program, confined (used by `run`).
     #[command(hide = true)]
     Sandbox(sandbox::Args),
@@ -82,6 +86,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Optimizations(args) => optimizations::run(args),
         Command::Tasks(args) => tasks::run(args),
         Command::Worker(args) => worker::run(args),
+        Command::Stage(args) => stage::run(&args),
         Command::Sandbox(args) => sandbox::run(args),
     }
 }

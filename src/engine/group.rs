@@ -24,10 +24,12 @@ use crate::package::{Dim, Port};
 use crate::runtime::{Bindings, BufferId, PartWeights, RunSettings};
 
 mod cached;
+mod handing;
 mod regrouping;
 mod trying;
 mod waiting;
 
+use handing::Received;
 pub(super) use regrouping::Place;
 pub(super) use trying::{Mark, Visit};
 
@@ -39,6 +41,8 @@ pub(super) struct Group {
     offload: Option<Offload>,
     /// What parts make for later ones, where that waits there too.
     hidden: Option<Hidden>,
+    /// Where what other processes made for these parts is.
+    received: Received,
     bindings: Bindings,
     /// Whose memory the cache and the logits are in.
     kept: Kept,
@@ -65,6 +69,7 @@ struct Logits {
     /// Of the buffer, which may be longer than what the last run wrote.
     bytes: usize,
     dtype: Dtype,
+    /// 0 where other processes compute them.
     vocab: usize,
     /// Positions of each row in the buffer.
     positions: usize,
@@ -124,7 +129,8 @@ impl Group {
         let kept = Kept::of(model, &mut bindings)?;
         let cells = |batch: usize, capacity: usize| batch * capacity;
         let inputs = Inputs::new(&mut bindings, batch, capacity)?;
-        let (vocab, dtype) = (model.manifest().shape.vocab_size as usize, model.ports.logits.dtype);
+        let vocab = if model.has_logits() { model.manifest().shape.vocab_size as usize } else { 0 };
+        let dtype = model.ports.logits.dtype;
         let bytes = batch * vocab * dtype.size();
         let logits = Logits {
             buffer: kept.allocate_answer(&mut bindings, bytes)?,
@@ -178,6 +184,7 @@ impl Group {
             written_from: 0,
             offload,
             hidden: None,
+            received: Received::default(),
         })
     }
 

@@ -19,6 +19,7 @@ mod prompt;
 pub mod sampling;
 pub mod scoring;
 pub mod serving;
+pub mod stages;
 mod tensorrt;
 mod vision;
 mod weights;

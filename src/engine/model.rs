@@ -1,5 +1,6 @@
 //! A package loaded on a backend.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use crate::cell::{Backend, Dtype, Flavour, ProviderKind};
 use crate::engine::feed::{self, Feed};
 use crate::engine::fixed;
 use crate::engine::offload::{Size, aligned_capacity};
-use crate::engine::parts::{Opening, Part, handed_bytes};
+use crate::engine::parts::{Opening, Part, handed_bytes, leave_own_caches};
 use crate::engine::placing::Setting;
 use crate::engine::plan::{CacheMode, Plan};
 use crate::engine::prompt::Prompt;
@@ -77,8 +78,22 @@ impl Model {
     /// # Errors
     /// What [`Session::open`] refuses, and a plan that the package or the provider cannot follow.
     pub fn load(runtime: &Runtime, package: &Package, backend: &Backend, plan: &Plan) -> Result<Self> {
+        Self::load_segments(runtime, package, backend, plan, None)
+    }
+
+    /// The same of some of a pack's segments only; other processes run the others. The plan cuts the graph.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub(super) fn load_segments(
+        runtime: &Runtime,
+        package: &Package,
+        backend: &Backend,
+        plan: &Plan,
+        segments: Option<&Range<usize>>,
+    ) -> Result<Self> {
         let graph = package.decoder()?;
-        let ports = Ports::of(graph)?;
+        let mut ports = Ports::of(graph)?;
         let provider = providers::of(backend.provider);
         let setting = Setting {
             computes: provider.computes(),
@@ -119,7 +134,7 @@ impl Model {
         if !plan.spins() {
             options.config.entry("session.intra_op.allow_spinning".to_owned()).or_insert_with(|| "0".to_owned());
         }
-        let weights = Weights::of(package, plan)?;
+        let weights = Weights::of(package, plan, segments)?;
         if let Some(weights) = &weights {
             weights.expect_form(backend.provider)?;
         }
@@ -141,15 +156,19 @@ impl Model {
             ))
             .hint("make one with `ortbench pack`, or leave `micro_batch` and `offload` out"));
         }
-        let parts = match &weights {
+        let mut parts = match &weights {
             // A graph whose weights are inputs is there in segments only.
             Some(weights) if plan.cuts_the_graph() || weights.index().form == Form::Inputs => {
-                let parts = opening.cut(weights.index(), &ports)?;
+                let parts = opening.cut(weights.index(), &ports, weights.taken_later())?;
                 feed::agree(&parts, weights, &|name| graph.inputs.iter().any(|port| port.name == name))?;
                 parts
             }
             _ => opening.whole(graph, &ports)?,
         };
+        let mut manifest = package.manifest.clone();
+        let all = ports.cache.len().max(1) as u64;
+        leave_own_caches(&mut parts, &mut ports);
+        manifest.cache.bytes_per_token = manifest.cache.bytes_per_token * ports.cache.len() as u64 / all;
         let vision = match (plan.images, &package.manifest.image) {
             (false, _) => None,
             (true, Some(image)) => Some(Vision::load(runtime, package, &engines.others, &options, image)?),
@@ -176,7 +195,7 @@ impl Model {
             ports,
             cache_mode,
             padding,
-            manifest: package.manifest.clone(),
+            manifest,
             engines,
         };
         let sequences = plan.at_once();
@@ -251,6 +270,11 @@ impl Model {
     /// Whether a prefill computes the logits of the last position only.
     pub fn computes_selected_logits(&self) -> bool {
         self.ports.logits_positions.is_some()
+    }
+
+    /// Whether the logits are computed here, and not by another process.
+    pub(super) fn has_logits(&self) -> bool {
+        self.parts.iter().any(|part| part.has_logits)
     }
 
     /// Whether several tokens can be appended to every row of a batch at once: fused attention kernels do so for one

@@ -33,10 +33,23 @@ impl Part {
     fn new(session: Session, ports: &Ports) -> Self {
         let inputs: BTreeSet<String> = session.input_names().map(ToOwned::to_owned).collect();
         let has_logits = session.output_names().any(|name| name == ports.logits.name);
-        let places = ports.cache.iter().enumerate().filter(|(_, (past, _))| inputs.contains(&past.name));
-        let caches = places.map(|(place, _)| place).collect();
-        Self { session, inputs, has_logits, caches, takes: Vec::new(), makes: Vec::new(), taken_last: Vec::new() }
+        let (takes, makes, taken_last) = (Vec::new(), Vec::new(), Vec::new());
+        let mut part = Self { session, inputs, has_logits, caches: Vec::new(), takes, makes, taken_last };
+        part.place_caches(ports);
+        part
     }
+
+    /// Finds its caches among the ports.
+    fn place_caches(&mut self, ports: &Ports) {
+        let places = ports.cache.iter().enumerate().filter(|(_, (past, _))| self.inputs.contains(&past.name));
+        self.caches = places.map(|(place, _)| place).collect();
+    }
+}
+
+/// Leaves those caches among the ports that some part has: the others are other processes'.
+pub(super) fn leave_own_caches(parts: &mut [Part], ports: &mut Ports) {
+    ports.cache.retain(|(past, _)| parts.iter().any(|part| part.inputs.contains(&past.name)));
+    parts.iter_mut().for_each(|part| part.place_caches(ports));
 }
 
 /// The most bytes that a group of so many sequences, of so many tokens each, keeps between two parts for later ones.
@@ -73,8 +86,8 @@ impl Opening<'_> {
         Ok(vec![Part::new(session, ports)])
     }
 
-    /// One session a segment.
-    pub fn cut(&self, index: &ShardIndex, ports: &Ports) -> Result<Vec<Part>> {
+    /// One session a segment. Other processes may take some of what these make after them.
+    pub fn cut(&self, index: &ShardIndex, ports: &Ports, taken_later: &BTreeSet<String>) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(index.segments.len());
         for segment in &index.segments {
             let mut part = Part::new(self.session(&segment.file)?, ports);
@@ -82,7 +95,7 @@ impl Opening<'_> {
             part.makes.clone_from(&segment.makes);
             parts.push(part);
         }
-        let mut later = BTreeSet::new();
+        let mut later = taken_later.clone();
         for part in parts.iter_mut().rev() {
             part.taken_last = part.takes.iter().filter(|name| !later.contains(*name)).cloned().collect();
             later.extend(part.takes.iter().cloned());

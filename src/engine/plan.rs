@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cell::{Cell, Residency};
 use crate::engine::serving::Waves;
+use crate::engine::stages::Stages;
 use crate::loader::spill::SpillCodec;
 use crate::package::Padding;
 use crate::runtime::{Arena, SharedThreads};
 
 /// How present relates to past in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CacheMode {
     /// One buffer of full capacity is past and present: no copy a token.
     InPlace,
@@ -61,6 +64,8 @@ pub struct Plan {
     pub read_ahead: bool,
     /// Sequences that go through a part of the model together; set, a pack runs part by part.
     pub micro_batch: Option<u32>,
+    /// Processes that run the segments of a pack between them, by `Pipeline`; `None` is this process alone.
+    pub stages: Option<Stages>,
     /// The folder for caches that wait on disk; set, a pack runs part by part.
     pub offload: Option<PathBuf>,
     /// How caches and hidden states that wait on disk are stored there.
@@ -122,6 +127,7 @@ impl Plan {
             weights_share,
             read_ahead,
             micro_batch,
+            stages,
             offload,
             offload_codec,
             copies_weights,
@@ -149,6 +155,7 @@ impl Plan {
         knob("share of weights in memory", weights_share);
         knob("reading ahead", read_ahead);
         knob("micro-batch", micro_batch);
+        knob("stages", stages);
         knob("offload folder", offload);
         knob("codec of what waits on disk", offload_codec);
         knob("copies of weights", copies_weights);
@@ -169,7 +176,7 @@ impl Plan {
 
     /// Whether a pack's graph runs in parts, a layer at a time.
     pub fn cuts_the_graph(&self) -> bool {
-        self.micro_batch.is_some() || self.offload.is_some()
+        self.micro_batch.is_some() || self.offload.is_some() || self.stages.is_some()
     }
 
     /// Whether threads may spin between operators: not where they would take the cores that the readers of records need.
@@ -179,7 +186,8 @@ impl Plan {
 
     /// The pool that the parts' sessions share, where the graph is cut.
     pub fn shared_threads(&self) -> Option<SharedThreads> {
-        self.cuts_the_graph().then_some(SharedThreads { threads: self.threads, spin: self.spins() })
+        let threads = self.stages.as_ref().map_or(self.threads, |stages| stages.threads(self.threads));
+        self.cuts_the_graph().then_some(SharedThreads { threads, spin: self.spins() })
     }
 
     /// Defaults with that many threads.
@@ -199,6 +207,7 @@ impl Plan {
             weights_share: None,
             read_ahead: true,
             micro_batch: None,
+            stages: None,
             offload: None,
             offload_codec: SpillCodec::None,
             copies_weights: false,

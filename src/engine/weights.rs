@@ -1,5 +1,7 @@
 //! A model's weights where a pack has them: which residency, under which budget.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cell::{ProviderKind, Residency};
@@ -37,14 +39,16 @@ pub(super) struct Weights {
     share: Option<f64>,
     read_ahead: bool,
     guess: u32,
+    /// Tensors that segments take which other processes run after these.
+    taken_later: BTreeSet<String>,
 }
 
 impl Weights {
-    /// Those of the package, where it is a pack.
+    /// Those of the package, where it is a pack; of some of its segments only where others are run elsewhere.
     ///
     /// # Errors
-    /// A damaged index; a residency for a package that is no pack.
-    pub fn of(package: &Package, plan: &Plan) -> Result<Option<Self>> {
+    /// A damaged index; a residency for a package that is no pack; segments that there are not.
+    pub fn of(package: &Package, plan: &Plan, segments: Option<&Range<usize>>) -> Result<Option<Self>> {
         let Some(index) = package.shards()? else {
             return match plan.residency {
                 None => Ok(None),
@@ -62,9 +66,22 @@ impl Weights {
                 .hint("take the residency `experts`, or leave `guess` out"));
         }
         check_share(plan, residency)?;
+        let mut taken_later = BTreeSet::new();
+        let index = match segments {
+            None => index,
+            Some(own) => {
+                let count = index.segments.len();
+                if own.is_empty() || own.end > count {
+                    let message = format!("the pack has {count} segments, and not {} to {}", own.start, own.end);
+                    return Err(Error::new(message));
+                }
+                taken_later.extend(index.segments[own.end..].iter().flat_map(|segment| segment.takes.iter().cloned()));
+                index.stage(own.clone())
+            }
+        };
         let store = Arc::new(Store::new(&package.root, Arc::new(index)));
         let (budget, share) = (plan.budget, plan.weights_share);
-        Ok(Some(Self { store, residency, budget, share, read_ahead: plan.read_ahead, guess: plan.guess }))
+        Ok(Some(Self { store, residency, budget, share, read_ahead: plan.read_ahead, guess: plan.guess, taken_later }))
     }
 
     /// Refuses a provider that could not run the pack's operators, which this program computes on the CPU: the row
@@ -84,6 +101,11 @@ impl Weights {
     /// The pack's index.
     pub fn index(&self) -> &ShardIndex {
         self.store.index()
+    }
+
+    /// Tensors that segments take which other processes run after these.
+    pub fn taken_later(&self) -> &BTreeSet<String> {
+        &self.taken_later
     }
 
     /// Where they live.

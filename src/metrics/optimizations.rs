@@ -174,6 +174,78 @@ pub(super) const FACTS: &[Fact] = &[
     fact("surgery_parameters_after", FactKind::Integer, "Weights that are left."),
     fact("surgery_bytes_before", FactKind::Integer, "Bytes of the package's files."),
     fact("surgery_bytes_after", FactKind::Integer, "Bytes of the new package's files."),
+    fact("simulated_devices", FactKind::Integer, "Devices that were simulated."),
+    fact(
+        "simulated_parallel",
+        FactKind::Text,
+        "How they share the model out: `pipeline`, some layers each, or `tensor`, some of each layer.",
+    ),
+    fact(
+        "simulated_only",
+        FactKind::Bool,
+        "Whether no arm was run that way, so that the row's measured figures say nothing of it.",
+    ),
+    fact(
+        "simulated_tokens_per_second",
+        FactKind::Float,
+        "Simulated: generated tokens ÷ time from the first request to the last token, each device being as fast as this \
+         machine with the cell's threads.",
+    ),
+    fact("simulated_ttft_seconds", FactKind::Float, "Simulated: median over sequences of the time to the first token."),
+    fact("simulated_speedup", FactKind::Float, "Simulated tokens a second ÷ those of one such device, as measured."),
+    fact(
+        "simulated_bubble_share",
+        FactKind::Score,
+        "Simulated: share of the devices' time in which they do not compute.",
+    ),
+    fact(
+        "simulated_link_share",
+        FactKind::Score,
+        "Simulated: share of the time in which the busiest link is occupied.",
+    ),
+    fact(
+        "simulated_border_bytes",
+        FactKind::Integer,
+        "Bytes over the busiest border in a decode step of one group; of tensor parallelism, of the hidden states that each \
+         ring adds up.",
+    ),
+    fact(
+        "simulation_link",
+        FactKind::Text,
+        "How the link of the real pipeline was limited: `namespace` by the kernel, `shaper` by whoever sends.",
+    ),
+    fact("simulation_predicted_tokens_per_second", FactKind::Float, "Predicted for two stages on this machine."),
+    fact(
+        "simulation_measured_tokens_per_second",
+        FactKind::Float,
+        "Measured with two processes: the median of three runs.",
+    ),
+    fact("simulation_error_percent", FactKind::Score, "(Predicted ÷ measured tokens a second − 1) × 100."),
+    fact(
+        "simulation_predicted_ttft_seconds",
+        FactKind::Float,
+        "Predicted for two stages: median over sequences of the time to the first token.",
+    ),
+    fact("simulation_measured_ttft_seconds", FactKind::Float, "The same measured with two processes."),
+    fact("simulation_ttft_error_percent", FactKind::Score, "(Predicted ÷ measured time to the first token − 1) × 100."),
+    fact(
+        "simulation_predicted_bubble_share",
+        FactKind::Score,
+        "Predicted for two stages: share of their time in which they do not compute.",
+    ),
+    fact("simulation_measured_bubble_share", FactKind::Score, "The same measured with two processes."),
+    fact(
+        "simulation_slowdown",
+        FactKind::Float,
+        "By how much a decode step of a stage takes longer while the other stage computes, the larger of the two: they share \
+         this machine's memory.",
+    ),
+    fact(
+        "simulation_hop_seconds",
+        FactKind::Score,
+        "What a message costs from one stage to the next where the link is not limited.",
+    ),
+    fact("stage_peak_bytes", FactKind::Integer, "Bytes that the largest stage's process holds once it is loaded."),
 ];
 
 const fn fact(name: &'static str, kind: FactKind, description: &'static str) -> Fact {

@@ -11,6 +11,7 @@ mod budget;
 mod derive;
 mod disk_offload;
 mod disk_pipeline;
+pub mod distributed_simulation;
 mod kernel_fusion;
 pub mod model_surgery;
 mod options;
@@ -29,7 +30,7 @@ pub use runtime_memory::Compiled;
 pub use setup::{Arms, Setup, Subject, known};
 
 use crate::cell::{Cell, ImpactMetric, Switched, Technique};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::package::Package;
 use crate::protocol::Reporter;
 use crate::runtime::Runtime;
@@ -106,7 +107,7 @@ pub fn of(technique: Technique) -> &'static dyn Optimization {
         Technique::SmartPaging => &smart_paging::SmartPaging,
         Technique::AdaptiveMicrobatching => &adaptive_microbatching::AdaptiveMicrobatching,
         Technique::KernelFusion => &kernel_fusion::KernelFusion,
-        Technique::DistributedSimulation => &Missing(Technique::DistributedSimulation),
+        Technique::DistributedSimulation => &distributed_simulation::DistributedSimulation,
         Technique::TensorCompression => &tensor_compression::TensorCompression,
         Technique::ShardingStreaming => &sharding_streaming::ShardingStreaming,
         Technique::DiskOffload => &disk_offload::DiskOffload,
@@ -148,29 +149,4 @@ pub fn contradiction(cell: &Cell) -> Option<String> {
     let package = Package::open(&cell.model.package).ok()?;
     let error = Arms::of(cell, &package.manifest).err()?;
     (error.root_kind() == Kind::Input).then(|| error.chain())
-}
-
-/// A technique that is not built yet.
-struct Missing(Technique);
-
-impl Optimization for Missing {
-    fn technique(&self) -> Technique {
-        self.0
-    }
-
-    fn summary(&self) -> &'static str {
-        "Not built yet."
-    }
-
-    fn objective(&self, _options: &Options) -> ImpactMetric {
-        ImpactMetric::Decode
-    }
-
-    fn check(&self, _subject: &Subject, _options: &Options) -> Result<()> {
-        Err(Error::unsupported(format!("this version has no `{}`", self.0)))
-    }
-
-    fn apply(&self, _setup: &mut Setup, _subject: &Subject, _options: &Options) -> Result<()> {
-        Ok(())
-    }
 }

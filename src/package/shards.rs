@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 
+mod stages;
+
 /// The index's file in the pack's folder.
 pub const FILE: &str = "shards.json";
 

@@ -20,6 +20,41 @@ pub(super) enum Handed {
     Ours { buffer: BufferId, element: sys::ONNXTensorElementDataType, dims: Vec<i64>, bytes: usize },
 }
 
+/// A tensor that is handed over, as another process gets it.
+#[derive(Debug)]
+pub struct HandedTensor<'a> {
+    /// ONNX's number of the element type.
+    pub element: u8,
+    /// Its dimensions.
+    pub dims: Vec<i64>,
+    /// Its elements.
+    pub bytes: &'a [u8],
+}
+
+/// Element types that are handed over between processes: ONNX's number, ONNX Runtime's, bytes.
+const ELEMENTS: &[(u8, sys::ONNXTensorElementDataType, usize)] = {
+    use sys::ONNXTensorElementDataType as Type;
+    &[
+        (1, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4),
+        (2, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, 1),
+        (3, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, 1),
+        (6, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4),
+        (7, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8),
+        (9, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1),
+        (10, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2),
+        (11, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8),
+        (16, Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, 2),
+    ]
+};
+
+fn element_number(element: sys::ONNXTensorElementDataType) -> Option<u8> {
+    ELEMENTS.iter().find(|(_, known, _)| *known == element).map(|(number, ..)| *number)
+}
+
+fn element_of(number: u8) -> Option<(sys::ONNXTensorElementDataType, usize)> {
+    ELEMENTS.iter().find(|(known, ..)| *known == number).map(|(_, element, bytes)| (*element, *bytes))
+}
+
 impl Bindings {
     /// Lets ONNX Runtime allocate a part's output in its next run, to be handed over under that name.
     pub fn make(&mut self, part: usize, name: &str) -> Result<()> {
@@ -137,6 +172,55 @@ impl Bindings {
         for name in std::mem::take(&mut binding.taken) {
             binding.bind_input(&name, &nothing)?;
         }
+        Ok(())
+    }
+
+    /// What is handed over under that name, in the host's memory.
+    ///
+    /// # Errors
+    /// Nothing of that name; elements that have no number of bytes of their own.
+    pub fn handed_over(&self, name: &str) -> Result<HandedTensor<'_>> {
+        let lacks = || Error::new(format!("no part has made `{name}` yet"));
+        let (element, dims, bytes) = match self.handed.get(name).ok_or_else(lacks)? {
+            Handed::Ours { buffer, element, dims, bytes } => (*element, dims.clone(), self.read(*buffer, *bytes)),
+            Handed::Theirs { value, bytes } => {
+                assert!(self.made_in.is_none(), "only what is made in the host's memory is read");
+                let (element, dims) = description(value)?;
+                let mut start = std::ptr::null_mut();
+                // SAFETY: the value is a tensor, alive; the out-pointer is valid.
+                unsafe { check((ort::api().GetTensorMutableData)(value.0, &mut start)) }
+                    .map_err(|error| ort_error(format!("cannot read `{name}`"), error))?;
+                let bytes = match *bytes {
+                    0 => &[],
+                    // SAFETY: `make` asks for host memory; the tensor's bytes are written, and the value lives and is
+                    // left alone as long as `self` is borrowed.
+                    count => unsafe { std::slice::from_raw_parts(start.cast::<u8>().cast_const(), count) },
+                };
+                (element, dims, bytes)
+            }
+        };
+        let number = element_number(element).ok_or_else(|| {
+            Error::unsupported(format!("`{name}` has elements that cannot be sent to another process ({element:?})"))
+        })?;
+        Ok(HandedTensor { element: number, dims, bytes })
+    }
+
+    /// Hands over what another process made under that name: its bytes are in the buffer already.
+    ///
+    /// # Errors
+    /// Elements that this program does not know; another number of bytes than the shape has.
+    ///
+    /// # Panics
+    /// A buffer that is too short: a bug of the caller.
+    pub fn hand_in(&mut self, name: &str, element: u8, dims: &[i64], buffer: BufferId, bytes: usize) -> Result<()> {
+        let wrong = |what: &str| Error::new(format!("another process handed over `{name}` {what}"));
+        let (kind, size) = element_of(element).ok_or_else(|| wrong("of unknown elements"))?;
+        let count = dims.iter().try_fold(size, |product, size| product.checked_mul(usize::try_from(*size).ok()?));
+        if count != Some(bytes) {
+            return Err(wrong("with another number of bytes than its shape has"));
+        }
+        assert!(bytes <= self.buffers[buffer.0].bytes(), "a tensor longer than its buffer");
+        self.handed.insert(name.to_owned(), Handed::Ours { buffer, element: kind, dims: dims.to_vec(), bytes });
         Ok(())
     }
 

@@ -35,6 +35,7 @@ pub use binding::RunSettings;
 pub use bindings::Bindings;
 pub use buffers::{BufferId, Element, Memory, Region};
 pub use graph::{Bound, HostTensor, Output, OutputElements};
+pub use handed::HandedTensor;
 pub use library::{Runtime, SharedThreads};
 pub use placement::Placement;
 pub use session::{Session, SessionOptions};

@@ -33,6 +33,7 @@ mod rewinding;
 mod sandbox;
 mod scoring;
 mod serving;
+mod stages;
 mod streamed;
 mod surgery;
 mod tables;

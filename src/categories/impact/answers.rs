@@ -10,9 +10,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::lost;
+use super::running::Running;
+use crate::engine::Prompt;
 use crate::engine::scoring::Normaliser;
-use crate::engine::serving::{Feed, Server, greedy};
-use crate::engine::{Model, Prompt};
+use crate::engine::serving::{Feed, greedy};
 use crate::error::{Context, Error, Result};
 use crate::package::Package;
 use crate::protocol::Reporter;
@@ -54,8 +55,8 @@ pub struct Figures {
 /// # Errors
 /// A failed run, a folder that cannot be written.
 pub fn record(
-    server: &mut Server,
-    model: &mut Model,
+    running: &mut Running,
+    package: &Package,
     prompts: &[Prompt],
     generate: usize,
     feed: &mut Feed,
@@ -63,7 +64,7 @@ pub fn record(
 ) -> Result<()> {
     let prompts = &prompts[..prompts.len().min(SEQUENCES)];
     let steps = generate.clamp(1, POSITIONS);
-    let chosen = server.serve(model, prompts, steps, &mut greedy)?;
+    let chosen = running.serve(prompts, steps, &mut greedy)?;
     let mut forced = vec![Vec::with_capacity(steps); prompts.len()];
     // The last token is chosen and not fed.
     for step in 0..steps - 1 {
@@ -72,7 +73,7 @@ pub fn record(
         }
     }
     let asked = Asked {
-        vocabulary: model.manifest().shape.vocab_size as usize,
+        vocabulary: package.manifest.shape.vocab_size as usize,
         prompts: prompts.iter().map(|prompt| prompt.tokens.clone()).collect(),
         forced,
         greedy: chosen.sequences.into_iter().map(|sequence| sequence.tokens).collect(),
@@ -83,7 +84,7 @@ pub fn record(
     let file = File::create(&path).with_context(failed)?;
     let mut rows = Rows::new(asked.vocabulary, positions);
     let mut out = BufWriter::new(file);
-    server.forced(model, prompts, &asked.forced, &mut |number, step, logits| rows.keep(number, step, logits))?;
+    running.forced(prompts, &asked.forced, &mut |number, step, logits| rows.keep(number, step, logits))?;
     for row in rows.in_order(prompts.len())? {
         row.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes())).with_context(failed)?;
     }
@@ -128,17 +129,11 @@ impl Rows {
 ///
 /// # Errors
 /// Answers that are not there or of other prompts (`unsupported`), a failed run, logits that are not finite.
-pub fn compare(
-    server: &mut Server,
-    model: &mut Model,
-    package: &Package,
-    mut prompts: Vec<Prompt>,
-    folder: &Path,
-) -> Result<Figures> {
+pub fn compare(running: &mut Running, package: &Package, mut prompts: Vec<Prompt>, folder: &Path) -> Result<Figures> {
     let text = fs::read(folder.join(ASKED)).map_err(|_| lost("are not there: its process is of an earlier session"))?;
     let asked: Asked = serde_json::from_slice(&text).context("cannot understand the baseline's answers")?;
     let kept = package.kept_tokens()?;
-    let vocabulary = model.manifest().shape.vocab_size as usize;
+    let vocabulary = package.manifest.shape.vocab_size as usize;
     if kept.is_none() && vocabulary != asked.vocabulary {
         return Err(lost("are over another vocabulary"));
     }
@@ -150,7 +145,7 @@ pub fn compare(
     let forced = asked.forced.iter().map(|tokens| translation.all(tokens)).collect::<Result<Vec<_>>>()?;
     let positions = forced.first().map_or(0, Vec::len) + 1;
     let mut rows = Rows::new(vocabulary, positions);
-    server.forced(model, &prompts, &forced, &mut |number, step, logits| rows.keep(number, step, logits))?;
+    running.forced(&prompts, &forced, &mut |number, step, logits| rows.keep(number, step, logits))?;
 
     let file = File::open(folder.join(LOGITS)).map_err(|_| lost("are not there"))?;
     let mut file = BufReader::new(file);
@@ -164,7 +159,7 @@ pub fn compare(
             .collect();
         figures.add(&translation.kept_of(baseline), &own)?;
     }
-    let chosen = server.serve(model, &prompts, positions, &mut greedy)?;
+    let chosen = running.serve(&prompts, positions, &mut greedy)?;
     let same = |(sequence, expected): (&crate::engine::serving::Sequence, &Vec<u32>)| {
         translation.all(expected).is_ok_and(|expected| expected == sequence.tokens)
     };

@@ -1,6 +1,6 @@
 //! What the engine itself can tell of an optimization: bytes paged, hits, waiting, what went to disk, sizes of waves.
 
-use crate::engine::Model;
+use super::running::Running;
 use crate::engine::serving::Served;
 use crate::error::Result;
 use crate::loader::pager::Statistics;
@@ -22,9 +22,9 @@ pub struct Counted {
 
 impl Counted {
     /// Nothing yet.
-    pub fn start(model: &Model) -> Self {
+    pub fn start(running: &Running) -> Self {
         Self {
-            start: model.pager_statistics(),
+            start: running.pager_statistics(),
             tokens: 0,
             seconds: 0.0,
             written: 0,
@@ -52,9 +52,9 @@ impl Counted {
     ///
     /// # Errors
     /// A parent that no longer listens.
-    pub fn report(&self, model: &Model, report: &Reporter) -> Result<()> {
+    pub fn report(&self, running: &Running, report: &Reporter) -> Result<()> {
         let tokens = self.tokens.max(1) as f64;
-        if let (Some(start), Some(now)) = (&self.start, model.pager_statistics()) {
+        if let (Some(start), Some(now)) = (&self.start, running.pager_statistics()) {
             report.fact("paging_read_bytes_per_token", (now.bytes_read - start.bytes_read) as f64 / tokens)?;
             report.fact("paging_evictions", now.evictions - start.evictions)?;
             report.fact("paging_peak_bytes", now.peak_bytes)?;
@@ -69,7 +69,7 @@ impl Counted {
             report.fact("waiting_written_bytes_per_token", self.written as f64 / tokens)?;
             report.fact("waiting_read_bytes_per_token", self.read_back as f64 / tokens)?;
             let stored = self.written + self.read_back;
-            if model.encodes_what_waits() && stored > 0 {
+            if running.encodes_what_waits() && stored > 0 {
                 report.fact("compression_offload_ratio", self.plain as f64 / stored as f64)?;
             }
         }

@@ -3,20 +3,22 @@
 
 mod answers;
 mod evidence;
+mod running;
 
 use std::time::Instant;
 
 use crate::categories::common;
 use crate::categories::feeding::{Feeding, Tokens, Turn};
 use crate::categories::resident::Observing;
-use crate::categories::{Context, Measure, disk};
+use crate::categories::{Context, Measure};
 use crate::cell::{Arm, ImpactMetric};
-use crate::engine::Model;
-use crate::engine::serving::{Served, Server};
+use crate::engine::serving::Served;
 use crate::error::{Error, Result};
 use crate::optimizations::{self, Examination};
 use crate::package::Package;
 use crate::probe::memory::{Counters, Resident};
+
+use running::Running;
 
 /// The category.
 pub struct Impact;
@@ -32,31 +34,29 @@ impl Measure for Impact {
         feeding.turn(Turn::Unmeasured(0))?;
         let observing = Observing::start(context)?;
         let loading = Instant::now();
-        let mut model = common::load_model(context, &package, &context.plan())?;
+        let mut running = Running::load(context, &package)?;
         sample(context, ImpactMetric::Load, context.process, loading.elapsed().as_secs_f64())?;
-        disk::report_loader(&model, report)?;
         let loaded = Resident::now()?;
-        let mut server = Server::new(&context.setup.plan.waves);
 
         report.phase("warmup")?;
         observing.enter("warmup");
-        let first = serve(context, &mut server, &mut model, &mut feeding, Turn::Unmeasured(0))?;
+        let first = serve(context, &mut running, &mut feeding, Turn::Unmeasured(0))?;
         let first_run = first.waves.first().map_or(first.seconds, |wave| wave.prefill_seconds);
         report.samples("first_run_seconds", context.process, vec![first_run])?;
         for run in 0..cell.measurement.warmup {
-            serve(context, &mut server, &mut model, &mut feeding, Turn::Unmeasured(1 + run))?;
+            serve(context, &mut running, &mut feeding, Turn::Unmeasured(1 + run))?;
         }
         report.fact("warmup_runs", u64::from(cell.measurement.warmup))?;
 
         observing.enter("measure");
         let mut repetitions = common::Repetitions::new(&cell.measurement);
-        let mut counted = evidence::Counted::start(&model);
+        let mut counted = evidence::Counted::start(&running);
         let mut smallest = f64::INFINITY;
         while let Some(repetition) = repetitions.next() {
             let (done, of) = repetitions.progress();
             report.progress("measure", done, of)?;
             let before = Counters::now()?;
-            let served = serve(context, &mut server, &mut model, &mut feeding, Turn::Measured(repetition))?;
+            let served = serve(context, &mut running, &mut feeding, Turn::Measured(repetition))?;
             let read = Counters::now()?.since(&before).read_bytes;
             counted.add(&served);
             repetitions.add(served.seconds);
@@ -71,15 +71,16 @@ impl Measure for Impact {
             }
         }
         let seen = observing.finish(context)?;
-        let peak = seen.peak().max(loaded.total);
+        let (other_peaks, other_anonymous) = running.elsewhere();
+        let peak = seen.peak().max(loaded.total) + other_peaks;
         sample(context, ImpactMetric::PeakResident, context.process, peak as f64)?;
-        seen.peak_of(ImpactMetric::PeakAnonymous.name(), None, |reading| reading.anonymous)?;
+        seen.peak_of(ImpactMetric::PeakAnonymous.name(), None, |reading| reading.anonymous + other_anonymous)?;
         common::check_resolution(context, smallest)?;
         if arm == Arm::Optimized {
-            counted.report(&model, report)?;
+            counted.report(&running, report)?;
         }
-        compare(context, arm, &package, &mut server, &mut model, &mut feeding)?;
-        drop((server, model));
+        compare(context, arm, &package, &mut running, &mut feeding)?;
+        drop(running);
         if arm == Arm::Optimized {
             say_what_acted(context, &package)?;
         }
@@ -88,17 +89,11 @@ impl Measure for Impact {
 }
 
 /// One queue of the cell's sequences.
-fn serve(
-    context: &Context,
-    server: &mut Server,
-    model: &mut Model,
-    feeding: &mut Feeding,
-    turn: Turn,
-) -> Result<Served> {
+fn serve(context: &Context, running: &mut Running, feeding: &mut Feeding, turn: Turn) -> Result<Served> {
     let (prompter, mut tokens) = feeding.turn(turn)?;
     let prompts = prompter.prompts()?;
     let generate = context.cell.workload.generate_tokens as usize;
-    server.serve(model, &prompts, generate, &mut |_, _, chosen| next(&mut tokens, chosen))
+    running.serve(&prompts, generate, &mut |_, _, chosen| next(&mut tokens, chosen))
 }
 
 /// What is fed where this token was chosen.
@@ -117,14 +112,7 @@ fn sample(context: &Context, metric: ImpactMetric, repetition: u32, value: f64) 
 }
 
 /// The first baseline process leaves its answers behind; the first optimized one is held against them.
-fn compare(
-    context: &Context,
-    arm: Arm,
-    package: &Package,
-    server: &mut Server,
-    model: &mut Model,
-    feeding: &mut Feeding,
-) -> Result<()> {
+fn compare(context: &Context, arm: Arm, package: &Package, running: &mut Running, feeding: &mut Feeding) -> Result<()> {
     let Some(folder) = context.reference.filter(|_| context.process < 2) else { return Ok(()) };
     context.report.phase("answers")?;
     let generate = context.cell.workload.generate_tokens as usize;
@@ -133,11 +121,11 @@ fn compare(
             let (prompter, mut tokens) = feeding.turn(Turn::Measured(0))?;
             let prompts = prompter.prompts()?;
             let feed = &mut |_: usize, _: usize, chosen: u32| next(&mut tokens, chosen);
-            answers::record(server, model, &prompts, generate, feed, folder)
+            answers::record(running, package, &prompts, generate, feed, folder)
         }
         Arm::Optimized => {
             let prompts = feeding.turn(Turn::Measured(0))?.0.prompts()?;
-            match answers::compare(server, model, package, prompts, folder) {
+            match answers::compare(running, package, prompts, folder) {
                 Ok(figures) => figures.report(context.report),
                 Err(error) if error.root_kind() == crate::error::Kind::Unsupported => {
                     context.report.warning(format!("answers were not compared: {}", error.chain()))
