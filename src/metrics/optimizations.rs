@@ -6,33 +6,6 @@ use crate::cell::Category;
 /// Evidence, in the order of its columns.
 pub(super) const FACTS: &[Fact] = &[
     fact("pack_records", FactKind::Integer, "Records of the pack that was made of the package."),
-    fact("surgery_layers_dropped", FactKind::Integer, "Layers that left the model."),
-    fact("surgery_dropped_layers", FactKind::Text, "Their old numbers."),
-    fact(
-        "surgery_layer_importance",
-        FactKind::Text,
-        "Of each old layer, 1 − mean cosine similarity of the residual stream before and behind it.",
-    ),
-    fact("surgery_calibration", FactKind::Text, "What the model ran over to find out what is important."),
-    fact("surgery_calibration_tokens", FactKind::Integer, "How many tokens of it."),
-    fact("surgery_experts_before", FactKind::Integer, "Experts of a layer before the surgery."),
-    fact("surgery_experts_kept", FactKind::Integer, "Experts of a layer that stayed."),
-    fact(
-        "surgery_kept_choices_ratio",
-        FactKind::Score,
-        "Part of the calibration's choices that fell on experts that stayed.",
-    ),
-    fact("surgery_tokens_before", FactKind::Integer, "The vocabulary before the surgery."),
-    fact("surgery_tokens_kept", FactKind::Integer, "The vocabulary behind it."),
-    fact(
-        "surgery_logits_selected",
-        FactKind::Integer,
-        "1 where the head got its choice of positions by the surgery, 0 where it had it.",
-    ),
-    fact("surgery_parameters_before", FactKind::Integer, "Weights of the model before the surgery."),
-    fact("surgery_parameters_after", FactKind::Integer, "Weights of the model behind it."),
-    fact("surgery_bytes_before", FactKind::Integer, "Bytes of the package before the surgery."),
-    fact("surgery_bytes_after", FactKind::Integer, "Bytes of the package behind it."),
     fact(
         "compression_cache_bytes_per_token_before",
         FactKind::Integer,
