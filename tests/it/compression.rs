@@ -1,6 +1,5 @@
 //! Quantized caches on real ONNX Runtime: what they cost in answers, and that every way of running works with them.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use ortbench::cell::{Cell, Dtype, OptimizationPlan, ProviderKind, RuntimeRef, Switched, Technique};
@@ -14,8 +13,7 @@ use ortbench::package::Package;
 use ortbench::protocol::{FactValue, Reporter};
 use ortbench::runtime::catalog;
 
-use crate::real::{cpu, generate, load_with, ortbench, package_of, runtime};
-use crate::support::{only_run, summary};
+use crate::real::{cpu, generate, load_with, package_of, runtime};
 
 const EIGHT: CacheStep = CacheStep { bits: Bits::Eight, per_channel: true, tokens: 256 };
 const FOUR: CacheStep = CacheStep { bits: Bits::Four, ..EIGHT };
@@ -260,54 +258,5 @@ fn compression_is_switched_on_alone_or_beside_others() {
     ] {
         let error = arms(&[(IT, options)], &package).expect_err("a refusal").chain();
         assert!(error.contains(words), "{error}");
-    }
-}
-
-/// Rows of a matrix on the dense miniature.
-fn rows(backends: &str, axes: &str) -> Vec<BTreeMap<String, String>> {
-    let folder = tempfile::tempdir().expect("a folder");
-    let text = format!(
-        "version: 1\nname: it\nmodels: [{{name: tiny, package: '{}'}}]\nbackends: [{backends}]\n\
-         matrix: {{model: tiny, precision: int4, threads: 2, prompt_tokens: 64, generate_tokens: 8, {axes}}}\n\
-         measurement: {{profile: quick, processes: 3, repetitions: 1, min_seconds: 0}}\n\
-         categories: [optimization_impact]\nderived_dir: '{}'\n",
-        package_of("qwen3-tiny", "int4-fused").display(),
-        folder.path().join("derived").display(),
-    );
-    let (matrix, results) = (folder.path().join("matrix.yaml"), folder.path().join("results"));
-    std::fs::write(&matrix, text).expect("a matrix");
-    let [file, to] = [&matrix, &results].map(|path| path.to_str().expect("UTF-8"));
-    let output = ortbench(&["run", file, "--results", to, "--quiet"]);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!error.contains("panicked") && results.is_dir(), "{error}");
-    summary(&only_run(&results))
-}
-
-#[test]
-fn rows_say_what_compression_did_and_where_it_cannot() {
-    let backends = "{name: cpu, runtime: cpu, provider: cpu}";
-    let axes = "backend: cpu, batch: 2, optimizations: [tensor_compression]";
-    let found = rows(backends, axes);
-    assert_eq!(found[0]["status"], "measured", "{}", found[0]["reason"]);
-    assert_eq!(found[0]["compression_cache_ratio"], "4");
-    assert_eq!(found[0]["compression_cache_bytes_per_token_after"], "512");
-    assert_eq!(found[0]["compression_calibration_tokens"], "512");
-    let found = rows(
-        backends,
-        "backend: cpu, batch: 4, \
-         optimizations: {activation_offload: {}, tensor_compression: {cache: none, offload: planes}}",
-    );
-    assert_eq!(found[0]["status"], "measured", "{}", found[0]["reason"]);
-    assert!(found[0]["compression_offload_ratio"].parse::<f64>().is_ok_and(|ratio| ratio > 1.0), "{:?}", found[0]);
-    if catalog::find(&RuntimeRef::Installed("openvino".to_owned())).is_err() {
-        eprintln!("skipped: the runtime `openvino` is not installed");
-        return;
-    }
-    // The provider does not, and neither does the CPU provider of the same library, which is older.
-    let others =
-        "{name: openvino, runtime: openvino, provider: openvino}, {name: old, runtime: openvino, provider: cpu}";
-    for row in rows(others, "backend: [openvino, old], optimizations: [tensor_compression]") {
-        assert_eq!(row["status"], "unsupported", "{}", row["reason"]);
-        assert!(row["reason"].contains("GroupQueryAttention"), "{}", row["reason"]);
     }
 }

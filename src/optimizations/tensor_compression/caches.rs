@@ -67,7 +67,7 @@ impl Derivation for CacheStep {
         if caches.iter().any(Cache::is_attention) {
             probe::attention(workshop, self.bits)?;
         }
-        let calibration = Calibration::run(package, folder, workshop, self.tokens as usize)?;
+        let calibration = Calibration::run(package, workshop, self.tokens as usize)?;
         let (mut before, mut after, mut lost, mut of) = (0_u64, 0_u64, 0.0, 0.0_f64);
         let mut scales = Vec::with_capacity(caches.len());
         for cache in &caches {

@@ -1,20 +1,13 @@
 //! What a model's caches hold, measured: it is run over tokens of two kinds, and its caches are read.
 
-use std::path::Path;
-
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tempfile::TempDir;
 
-use crate::cell::{ProviderKind, Residency};
 use crate::engine::sampling::{Sampler, Sampling, random_tokens};
 use crate::engine::{Decoder, Features, Model, Plan, Prompt};
-use crate::error::{Context, Result};
-use crate::loader::pack;
+use crate::error::Result;
 use crate::optimizations::Workshop;
-use crate::optimizations::pack::PackStep;
 use crate::package::{Package, Port};
-use crate::probe::limits::MemoryLimits;
 
 /// Sequences that are run together.
 const ROWS: usize = 2;
@@ -33,19 +26,14 @@ pub struct Calibration {
 impl Calibration {
     /// Runs a package over `tokens` tokens: half of each sequence are random ones, as prompts of benchmarks are, and half
     /// are the model's own, drawn at temperature 1, which are what it sees where it answers. No text is needed for that.
-    /// A package that memory has no room for is packed beside `folder` for the time, and paged.
     ///
     /// # Errors
     /// A package that cannot be run here.
-    pub fn run(package: &Package, folder: &Path, workshop: &Workshop, tokens: usize) -> Result<Self> {
+    pub fn run(package: &Package, workshop: &Workshop, tokens: usize) -> Result<Self> {
         let manifest = &package.manifest;
         let columns = (tokens / ROWS).clamp(2, manifest.shape.context_length.max(2) as usize);
         let plan = Plan { sequences: ROWS as u32, tokens: columns as u32, ..Plan::with_threads(workshop.threads) };
-        let paged = Paged::of(package, workshop, folder)?;
-        let mut model = match &paged {
-            None => Model::load(workshop.runtime, package, workshop.backend, &plan)?,
-            Some(paged) => paged.load(workshop, &plan)?,
-        };
+        let mut model = Model::load(workshop.runtime, package, workshop.backend, &plan)?;
         let mut decoder = Decoder::new(&model, ROWS, columns)?;
         let (mut random, exclude) = (ChaCha8Rng::seed_from_u64(SEED), package.special_tokens());
         let mut prompt = || random_tokens(&mut random, columns / 2, manifest.shape.vocab_size as u32, &exclude);
@@ -71,36 +59,5 @@ impl Calibration {
     /// A tensor that is not one of the model's caches.
     pub fn values(&self, past: &Port) -> Result<Vec<f32>> {
         self.decoder.cached(&past.name)
-    }
-}
-
-/// A package that memory has no room for, as a pack that goes when this does.
-struct Paged {
-    pack: Package,
-    budget: u64,
-    _folder: TempDir,
-}
-
-impl Paged {
-    /// A pack, if the package needs to be one here.
-    fn of(package: &Package, workshop: &Workshop, folder: &Path) -> Result<Option<Self>> {
-        let (weights, usable) = (package.weights_bytes()?, MemoryLimits::now().usable());
-        // ONNX Runtime keeps weights in a form of its own, and maps the others beside.
-        let Some(usable) = usable.filter(|usable| weights + weights / 4 > *usable) else { return Ok(None) };
-        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let made = tempfile::Builder::new().prefix(".calibration-").tempdir_in(parent);
-        let made = made.with_context(|| format!("cannot write into `{}`", parent.display()))?;
-        workshop.report.phase("pack for calibration")?;
-        let form = PackStep::form_for(workshop.backend.provider);
-        let to = made.path().join("pack");
-        pack::pack(package, &to, &pack::Options { form, ..pack::Options::default() }, &pack::Quiet)?;
-        Ok(Some(Self { pack: Package::open(&to)?, budget: usable / 4 * 3, _folder: made }))
-    }
-
-    fn load(&self, workshop: &Workshop, plan: &Plan) -> Result<Model> {
-        let on_demand = self.pack.manifest.shape.experts.is_some() && workshop.backend.provider == ProviderKind::Cpu;
-        let residency = if on_demand { Residency::Experts } else { Residency::Stream };
-        let plan = Plan { residency: Some(residency), budget: Some(self.budget), ..plan.clone() };
-        Model::load(workshop.runtime, &self.pack, workshop.backend, &plan)
     }
 }
