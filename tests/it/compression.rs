@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use ortbench::cell::{Dtype, ProviderKind, RuntimeRef};
-use ortbench::engine::{CacheMode, Decoder, Features, Plan, Prompt};
+use ortbench::cell::{Cell, Dtype, OptimizationPlan, ProviderKind, RuntimeRef, Switched, Technique};
+use ortbench::engine::{CacheMode, Decoder, Features, Plan, Prompt, fake};
 use ortbench::error::Kind;
 use ortbench::loader::pack;
+use ortbench::loader::spill::SpillCodec;
 use ortbench::optimizations::tensor_compression::{Bits, CacheStep};
-use ortbench::optimizations::{Derivation, Evidence, Workshop};
+use ortbench::optimizations::{Arms, Derivation, Evidence, Setup, Workshop};
 use ortbench::package::Package;
 use ortbench::protocol::{FactValue, Reporter};
 use ortbench::runtime::catalog;
@@ -215,5 +216,47 @@ fn openvino_runs_quantized_caches_of_standard_operators() {
         let expected = generate(&quantized.root, &asked);
         let found = generate(&quantized.root, &[&asked[..], &["--provider", "openvino"]].concat());
         assert_eq!(found, expected, "{model}");
+    }
+}
+
+fn arms(techniques: &[(Technique, &[(&str, &str)])], package: &Package) -> ortbench::error::Result<Arms> {
+    let switched = techniques.iter().map(|(technique, options)| Switched {
+        technique: *technique,
+        options: options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+    });
+    let plan = OptimizationPlan { switched: switched.collect(), plain: None, derived: "/derived".into() };
+    let cell = Cell { optimizations: Some(Box::new(plan)), ..fake::cell("tiny", "cpu") };
+    Arms::of(&cell, &package.manifest)
+}
+
+#[test]
+fn compression_is_switched_on_alone_or_beside_others() {
+    const IT: Technique = Technique::TensorCompression;
+    let package = Package::open(&package_of("qwen3-tiny", "int4-fused")).expect("a package");
+    let describe = |setup: &Setup| setup.steps.iter().map(|step| step.describe()).collect::<Vec<_>>().join("; ");
+    let alone = arms(&[(IT, &[])], &package).expect("arms");
+    assert!(describe(&alone.optimized).starts_with("int8_caches, a scale a channel, 512 tokens"));
+    assert!(alone.baseline.steps.is_empty());
+    // Compressed shards are held against others, read in the same way.
+    let shards = arms(&[(IT, &[("cache", "none"), ("shards", "planes")])], &package).expect("arms");
+    assert!(describe(&shards.optimized).contains("codec Planes") && describe(&shards.baseline).contains("codec None"));
+    assert_eq!(shards.optimized.plan, shards.baseline.plan);
+    assert_eq!(shards.optimized.plan.weights_share, Some(0.5));
+    let both: &[(Technique, &[(&str, &str)])] =
+        &[(IT, &[("shards", "zstd"), ("offload", "planes")]), (Technique::DiskOffload, &[("share", "25%")])];
+    let both = arms(both, &package).expect("arms");
+    let steps = describe(&both.optimized);
+    assert!(steps.starts_with("int8") && steps.contains("codec Zstd"), "{steps}");
+    assert_eq!(both.optimized.plan.offload_codec, SpillCodec::Planes);
+    assert_eq!(both.optimized.plan.weights_share, Some(0.25));
+    for (options, words) in [
+        (&[("offload", "lz4")][..], "waits there"),
+        (&[("cache", "none")], "nothing to compress"),
+        (&[("shards", "gzip")], "gzip"),
+        (&[("cache", "int2")], "int8, int4"),
+        (&[("calibration_tokens", "3")], "16 to 16384"),
+    ] {
+        let error = arms(&[(IT, options)], &package).expect_err("a refusal").chain();
+        assert!(error.contains(words), "{error}");
     }
 }

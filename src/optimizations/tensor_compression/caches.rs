@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::calibrate::Calibration;
 use super::graph::{self, Cache};
+use super::probe;
 use super::scales::{Bits, Scales};
 use crate::cell::ProviderKind;
 use crate::error::{Error, Result};
@@ -63,6 +64,9 @@ impl Derivation for CacheStep {
     fn derive(&self, package: &Package, folder: &Path, workshop: &Workshop) -> Result<Evidence> {
         let mut edition = Edition::of(package)?;
         let caches = Cache::all(&mut edition, self.bits)?;
+        if caches.iter().any(Cache::is_attention) {
+            probe::attention(workshop, self.bits)?;
+        }
         let calibration = Calibration::run(package, workshop, self.tokens as usize)?;
         let (mut before, mut after, mut lost, mut of) = (0_u64, 0_u64, 0.0, 0.0_f64);
         let mut scales = Vec::with_capacity(caches.len());

@@ -89,6 +89,11 @@ impl Cache {
         }
     }
 
+    /// Whether attention is one operator, which has to take what is quantized.
+    pub fn is_attention(&self) -> bool {
+        self.form == Form::Attention
+    }
+
     /// Heads, and channels of a head.
     fn sizes(&self) -> Result<(usize, usize)> {
         match self.past.dims.as_slice() {
@@ -329,4 +334,69 @@ fn floats(values: &[f32], dtype: Dtype) -> Result<(i32, Vec<u8>)> {
             return Err(Error::unsupported(format!("caches of {other:?} that a Concat joins cannot be quantized")));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::package::onnx::build;
+
+    fn port(name: &str, role: PortRole, dtype: Dtype, width: u64) -> Port {
+        let dims = build::dims(&format!("batch 2 past {width}"));
+        Port { name: name.to_owned(), role, layer: Some(0), dtype, dims }
+    }
+
+    fn of(nodes: Vec<NodeProto>, dtype: Dtype, width: u64, bits: Bits) -> Result<Cache> {
+        let graph = GraphProto { node: nodes, ..GraphProto::default() };
+        let (past, present) = (PortRole::PastKey, PortRole::PresentKey);
+        Cache::of(&graph, &port("past", past, dtype, width), &port("present", present, dtype, width), bits)
+    }
+
+    fn joined(axis: i64) -> NodeProto {
+        let attribute = vec![AttributeProto::of_int("axis", axis)];
+        NodeProto { attribute, ..build::node("Concat", &["past", "new"], "present") }
+    }
+
+    fn attention() -> NodeProto {
+        let mut node = build::node("GroupQueryAttention", &["q", "k", "v", "past", "past_value", "s", "t"], "out");
+        node.output.push("present".to_owned());
+        node
+    }
+
+    #[test]
+    fn attention_and_joints_are_found() {
+        for (node, form) in [(attention(), Form::Attention), (joined(2), Form::Joined), (joined(-2), Form::Joined)] {
+            let cache = of(vec![node], Dtype::Float32, 16, Bits::Eight).unwrap();
+            assert_eq!(cache.form, form);
+            assert_eq!(cache.bytes_per_token(None).unwrap(), 2 * 16 * 4);
+            assert_eq!(cache.bytes_per_token(Some(Bits::Four)).unwrap(), 16);
+        }
+    }
+
+    #[test]
+    fn other_graphs_are_refused_by_name() {
+        let other = build::node("MultiHeadAttention", &["q", "past"], "present");
+        for (nodes, dtype, width, bits, words) in [
+            (vec![other], Dtype::Float32, 16, Bits::Eight, "MultiHeadAttention"),
+            (vec![joined(1)], Dtype::Float32, 16, Bits::Eight, "Concat"),
+            (vec![joined(2)], Dtype::Float32, 16, Bits::Four, "GroupQueryAttention"),
+            (vec![attention()], Dtype::Float32, 15, Bits::Four, "15 channels"),
+            (vec![attention()], Dtype::Int8, 16, Bits::Eight, "already"),
+        ] {
+            let error = of(nodes, dtype, width, bits).unwrap_err();
+            assert_eq!(error.root_kind(), Kind::Unsupported);
+            assert!(error.chain().contains(words), "{}", error.chain());
+        }
+        assert!(of(Vec::new(), Dtype::Float32, 16, Bits::Eight).is_err());
+    }
+
+    #[test]
+    fn no_scale_of_halves_is_zero() {
+        let (element, bytes) = floats(&[1e-9, 0.5], Dtype::Float16).unwrap();
+        let halves: Vec<half::f16> =
+            bytes.as_chunks::<2>().0.iter().map(|bytes| half::f16::from_le_bytes(*bytes)).collect();
+        assert_eq!((element, halves), (data_type::FLOAT16, vec![half::f16::MIN_POSITIVE, half::f16::from_f32(0.5)]));
+        assert!(floats(&[1.0], Dtype::BFloat16).is_err());
+    }
 }

@@ -6,10 +6,12 @@
 //! | `calibrate.rs` | a run whose caches are read |
 //! | `scales.rs` | from measured values to scales |
 //! | `graph.rs` | the edit of graph and manifest |
+//! | `probe.rs` | whether the loaded library can |
 
 mod caches;
 mod calibrate;
 mod graph;
+mod probe;
 mod scales;
 
 pub use caches::CacheStep;

@@ -184,3 +184,86 @@ impl Scales {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn channels(sharing: Sharing) -> Channels {
+        Channels::new(2, 4, sharing)
+    }
+
+    /// Two sequences of two heads of three tokens of four channels.
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        proptest::collection::vec(prop_oneof![-10_f32..10.0, Just(0.0)], 2 * 2 * 3 * 4)
+    }
+
+    proptest! {
+        #[test]
+        fn of_8_bits_what_was_measured_comes_back_within_half_a_step(values in values(), tensor in any::<bool>()) {
+            let channels = channels(if tensor { Sharing::Tensor } else { Sharing::Channel });
+            let scales = Scales::measure(&values, 3, &channels, Bits::Eight).unwrap();
+            prop_assert_eq!(scales.values.len(), channels.scales());
+            prop_assert!(scales.values.iter().all(|scale| *scale > 0.0 && scale.is_finite()));
+            for (head, row) in channels.rows(&values, 3) {
+                for (channel, value) in row.iter().enumerate() {
+                    let scale = scales.values[channels.scale_of(head, channel)];
+                    let back = Bits::Eight.stored(*value, scale);
+                    prop_assert!((value - back).abs() <= scale * 0.5001, "{} became {}", value, back);
+                    // What was stored once stays.
+                    prop_assert!((Bits::Eight.stored(back, scale) - back).abs() <= back.abs() * 1e-6);
+                }
+            }
+        }
+
+        #[test]
+        fn of_4_bits_nothing_grows_beyond_its_integers(values in values()) {
+            let channels = channels(Sharing::Channel);
+            let scales = Scales::measure(&values, 3, &channels, Bits::Four).unwrap();
+            for (head, row) in channels.rows(&values, 3) {
+                for (channel, value) in row.iter().enumerate() {
+                    let scale = scales.values[channels.scale_of(head, channel)];
+                    let integer = Bits::Four.stored(*value, scale) / scale;
+                    prop_assert!((-8.001..7.001).contains(&integer) && (integer - integer.round()).abs() < 1e-4);
+                }
+            }
+            prop_assert!(scales.lost >= 0.0 && scales.of >= 0.0);
+        }
+    }
+
+    #[test]
+    fn a_scale_leaves_room_for_what_the_other_half_reaches() {
+        // The second sequence reaches twice as far.
+        let values: Vec<f32> =
+            (0..48).map(|at| if at < 24 { 1.0 } else { 2.0 } * if at % 2 == 0 { 1.0 } else { -0.9 }).collect();
+        let channels = channels(Sharing::Channel);
+        let scales = Scales::measure(&values, 3, &channels, Bits::Eight).unwrap();
+        assert_eq!(scales.share, 2.0);
+        assert!(scales.values.iter().step_by(2).all(|scale| (scale - 2.0 * 2.0 / 127.0).abs() < 1e-6));
+    }
+
+    #[test]
+    fn channels_that_turn_into_each_other_have_the_length_of_both() {
+        let mut channels = Channels::new(1, 4, Sharing::Channel);
+        channels.partner = vec![2, 1, 0, 3];
+        let row = [3.0, 1.0, 4.0, 2.0];
+        let scales = Scales::measure(&[row, row].concat(), 1, &channels, Bits::Eight).unwrap();
+        let reach: Vec<f32> = scales.values.iter().map(|scale| (scale * 127.0 / scales.share).round()).collect();
+        assert_eq!(reach, [5.0, 1.0, 5.0, 2.0]);
+    }
+
+    #[test]
+    fn what_is_no_cache_is_refused() {
+        let channels = channels(Sharing::Channel);
+        for values in [Vec::new(), vec![1.0; 25]] {
+            assert!(Scales::measure(&values, 3, &channels, Bits::Eight).is_err());
+        }
+        let error = Scales::measure(&[f32::NAN; 24], 3, &channels, Bits::Eight).unwrap_err();
+        assert!(error.chain().contains("not finite"), "{}", error.chain());
+        // Channels that are always zero.
+        let scales = Scales::measure(&[0.0; 24], 3, &channels, Bits::Four).unwrap();
+        assert!(scales.values.iter().all(|scale| *scale == 1.0) && scales.lost == 0.0);
+    }
+}
