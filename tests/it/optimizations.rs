@@ -32,12 +32,11 @@ fn axes(optimizations: &str, more: &str) -> String {
     )
 }
 
+/// A row of a table, by column.
+type Row = BTreeMap<String, String>;
+
 /// Runs a matrix of one model; rows of its summary by what they switch on, and those of its impact.csv.
-fn run(
-    model: &str,
-    optimizations: &str,
-    more: &str,
-) -> (BTreeMap<String, BTreeMap<String, String>>, Vec<BTreeMap<String, String>>) {
+fn run(model: &str, optimizations: &str, more: &str) -> (BTreeMap<String, Row>, Vec<Row>) {
     let folder = tempfile::tempdir().expect("a folder");
     package_of(model, "int4-fused");
     let rest = axes(optimizations, more).replace("[M]", &format!("[{model}]"));

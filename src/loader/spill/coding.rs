@@ -140,7 +140,7 @@ fn from_planes(encoded: &[u8], size: usize, into: &mut [u8]) -> Result<()> {
 /// Scales, then integers; nothing where values are not finite, too large, or of another size than floats or halves.
 fn integers(bytes: &[u8], size: usize, group: usize) -> Option<Vec<u8>> {
     let values = floats(bytes, size)?;
-    if values.iter().any(|value| !(value.abs() < LARGEST)) {
+    if values.iter().any(|value| value.is_nan() || value.abs() >= LARGEST) {
         return None;
     }
     let mut encoded = Vec::with_capacity(values.len() + values.len().div_ceil(group) * size_of::<f32>());
@@ -163,8 +163,10 @@ fn nearest(value: f32) -> i8 {
 
 fn floats(bytes: &[u8], size: usize) -> Option<Vec<f32>> {
     match size {
-        4 if bytes.len() % 4 == 0 => Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        2 if bytes.len() % 2 == 0 => {
+        4 if bytes.len().is_multiple_of(4) => {
+            Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        }
+        2 if bytes.len().is_multiple_of(2) => {
             Some(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect())
         }
         _ => None,

@@ -366,7 +366,7 @@ mod tests {
         let traffic = spill.traffic();
         assert_eq!(traffic.written_plain, 32_000 * SpillCodec::ALL.len() as u64);
         assert!(traffic.written < traffic.written_plain && traffic.read < traffic.read_plain, "{traffic:?}");
-        let never = vec![Stripe { at: at + 4096, ranges: vec![0..10] }];
+        let never = vec![Stripe { at: at + 4096, ranges: std::iter::once(0..10).collect() }];
         let coding = Coding { codec: SpillCodec::Zstd, size: 4, group: None };
         assert!(spill.read_stripes(memory.region(), never, coding).wait().is_err());
     }

@@ -33,7 +33,7 @@ pub fn bring(tensor: &mut TensorProto, from: &File, data: &mut Data, name: &str,
     let unreadable = || format!("its constant `{}` has external data that cannot be understood", tensor.name());
     let number = |text: &str| text.parse::<u64>().with_context(unreadable);
     let mut moved = |offset: u64, length: u64| {
-        let place = data.copy(&[offset..offset + length], |range| {
+        let place = data.copy(std::slice::from_ref(&(offset..offset + length)), |range| {
             let mut bytes = vec![0; (range.end - range.start) as usize];
             from.read_exact_at(&mut bytes, range.start).context("cannot read what ONNX Runtime saved")?;
             Ok(bytes)

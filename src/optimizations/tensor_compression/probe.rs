@@ -1,8 +1,6 @@
 //! Whether an attention operator of the loaded library takes quantized caches: found out with the smallest graph that asks
 //! for one, before a model is run for its scales.
 
-use std::collections::BTreeMap;
-
 use super::scales::Bits;
 use crate::error::{Error, Result};
 use crate::optimizations::Workshop;
@@ -17,7 +15,7 @@ const WIDTH: usize = 16;
 /// # Errors
 /// What it says (`unsupported`).
 pub fn attention(workshop: &Workshop, bits: Bits) -> Result<()> {
-    let options = SessionOptions { threads: workshop.threads, config: BTreeMap::new(), arena: true, profile: None };
+    let options = SessionOptions::with_threads(workshop.threads);
     match Session::of_bytes(workshop.runtime, &onnx::write(&model(bits)), workshop.backend, &options) {
         Ok(_) => Ok(()),
         Err(error) => {
