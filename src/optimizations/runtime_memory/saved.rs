@@ -2,7 +2,7 @@
 //!
 //! ONNX Runtime 1.31 puts the copies in its kernels' order wherever a constant ends, and some of these layouts depend on
 //! the address: a copy that is not aligned as its allocator aligns memory is read wrongly, without an error. So each
-//! constant and each copy is moved to a page of its own.
+//! constant and each copy is moved to where a package would have it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
