@@ -69,10 +69,10 @@ pub(super) const FACTS: &[Fact] = &[
         "batch_adaptive_share_of_best",
         FactKind::Score,
         "Tokens a second of the queue with the number found while running, the search included, ÷ with the best fixed \
-         number; the median over rounds of the sweep.",
+         number; the median of five pairs.",
     ),
-    fact("batch_adaptive_share_of_best_low", FactKind::Score, "The least of the rounds."),
-    fact("batch_adaptive_share_of_best_high", FactKind::Score, "The most of the rounds."),
+    fact("batch_adaptive_share_of_best_low", FactKind::Score, "The least of the pairs."),
+    fact("batch_adaptive_share_of_best_high", FactKind::Score, "The most of the pairs."),
     fact("batch_sizes_tried", FactKind::Text, "Numbers that the search tried, in their order."),
     fact(
         "batch_fixed_tokens_per_second",

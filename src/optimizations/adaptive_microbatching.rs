@@ -27,6 +27,9 @@ const MOST: u32 = 1 << 16;
 /// Rounds of the sweep, at most: each serves the queue once a size.
 const ROUNDS: u32 = 3;
 
+/// Pairs of the best fixed number and what is found.
+const PAIRS: usize = 5;
+
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "start",
@@ -128,18 +131,16 @@ pub struct Sweep {
     pub best: u32,
     /// Each number, and tokens a second, the median over rounds.
     pub rates: Vec<(u32, f64)>,
-    /// The same of the number that is found while running, the search included.
-    pub adaptive_rate: f64,
-    /// Of each round, what was found against the best fixed number.
+    /// Of each pair, tokens a second with what is found while running, the search included, ÷ with the best fixed number.
     pub shares: Vec<f64>,
     /// The last search.
     pub search: Search,
-    /// The longest step that the last search's sequences took, as a mean over a stretch.
+    /// The longest step of the searches, as a mean over a stretch of the same sequences.
     pub step_seconds: f64,
 }
 
-/// Serves the queue once a round with each fixed number that the objective allows (powers of two, and all), and with
-/// what is found while running before the first one and after the middle one in turn.
+/// Serves the queue once a round with each fixed number that the objective allows (powers of two, and all), and then in
+/// pairs with the best of them and with what is found while running: the machine may be slower or faster meanwhile.
 ///
 /// # Errors
 /// A failed run.
@@ -150,52 +151,70 @@ pub fn sweep(
     rounds: u32,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Sweep> {
-    // What a process does once is no number's.
-    serve(model, queue, &Waves::Fixed(1), &queue.prompts[..1], 3)?;
     let adaptive = Waves::Adaptive(objective.clone());
-    let count = queue.prompts.len() as u32;
-    let mut sizes: Vec<u32> = (0..32).map(|power| 1 << power).take_while(|size| *size < count).chain([count]).collect();
-    sizes.retain(|size| objective.max.is_none_or(|max| *size <= max.max(1)));
+    // What a process does once is no number's; and a number for which memory will not do would end the process.
+    serve(model, queue, &Waves::Fixed(1), 1, 3)?;
+    let all = queue.prompts.len();
+    let search = serve(model, queue, &adaptive, all, queue.generate)?.search.unwrap_or_default();
+    let sizes = sizes(all as u32, objective, search.most_that_fit);
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); sizes.len()];
-    let (mut found, mut last) = (Vec::new(), None);
-    let mut late = vec![false; sizes.len()];
+    let mut in_time = vec![true; sizes.len()];
+    let total = rounds as usize * sizes.len() + 2 * PAIRS;
+    let mut done = 0;
     for round in 0..rounds {
-        let served = serve(model, queue, &adaptive, queue.prompts, queue.generate)?;
-        let search = served.search.clone().unwrap_or_default();
-        // A number for which memory will not do would end the process.
-        let fits = |size: u32| search.most_that_fit.is_none_or(|most| size == 1 || size as usize <= most);
-        found.push(served.tokens_per_second());
-        last = Some((search.clone(), longest_step(&served)));
         // Up in one round, down in the next, so that a drift favours none.
-        let mut order: Vec<usize> = (0..sizes.len()).filter(|place| fits(sizes[*place])).collect();
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
         if round % 2 == 1 {
             order.reverse();
         }
-        for (number, place) in order.iter().enumerate() {
-            progress(round as usize * (sizes.len() + 1) + number + 1, rounds as usize * (sizes.len() + 1))?;
-            let served = serve(model, queue, &Waves::Fixed(sizes[*place]), queue.prompts, queue.generate)?;
-            rates[*place].push(served.tokens_per_second());
-            let step = longest_step(&served);
-            late[*place] |= objective.step_seconds.is_some_and(|limit| step > limit);
+        for place in order {
+            progress(done, total)?;
+            done += 1;
+            let served = serve(model, queue, &Waves::Fixed(sizes[place]), all, queue.generate)?;
+            rates[place].push(served.tokens_per_second());
+            in_time[place] &= objective.step_seconds.is_none_or(|limit| longest_step(&served) <= limit);
         }
     }
-    let (search, step_seconds) = last.unwrap_or_default();
-    let may: Vec<usize> = (0..sizes.len()).filter(|place| !rates[*place].is_empty()).collect();
-    let in_time: Vec<usize> = may.iter().copied().filter(|place| !late[*place]).collect();
+    let rates: Vec<f64> = rates.iter().map(|rates| median(rates)).collect();
     // Where even one is late, one it is.
-    let may = if in_time.is_empty() { may[..1].to_vec() } else { in_time };
-    let median = |samples: &[f64]| Summary::of(samples).map_or(f64::NAN, |summary| summary.median);
-    let best = may.iter().copied().max_by(|a, b| median(&rates[*a]).total_cmp(&median(&rates[*b]))).unwrap_or(0);
-    let shares = found.iter().zip(&rates[best]).map(|(found, best)| found / best).collect();
-    let measured = sizes.iter().zip(&rates).filter(|(_, rates)| !rates.is_empty());
-    Ok(Sweep {
+    let may = (0..sizes.len()).filter(|place| in_time[*place]);
+    let best = may.max_by(|a, b| rates[*a].total_cmp(&rates[*b])).unwrap_or(0);
+    let mut sweep = Sweep {
         best: sizes[best],
-        rates: measured.map(|(size, rates)| (*size, median(rates))).collect(),
-        adaptive_rate: median(&found),
-        shares,
+        rates: sizes.iter().copied().zip(rates).collect(),
+        shares: Vec::new(),
         search,
-        step_seconds,
-    })
+        step_seconds: 0.0,
+    };
+    for pair in 0..PAIRS {
+        let mut rates = [0.0; 2];
+        // A B, B A, A B, …
+        for arm in [pair % 2, 1 - pair % 2] {
+            progress(done, total)?;
+            done += 1;
+            let fixed = Waves::Fixed(sweep.best);
+            let served = serve(model, queue, if arm == 0 { &adaptive } else { &fixed }, all, queue.generate)?;
+            rates[arm] = served.tokens_per_second();
+            if arm == 0 {
+                sweep.step_seconds = sweep.step_seconds.max(longest_step(&served));
+                sweep.search = served.search.unwrap_or_default();
+            }
+        }
+        sweep.shares.push(rates[0] / rates[1]);
+    }
+    Ok(sweep)
+}
+
+/// Powers of two, and all.
+fn sizes(count: u32, objective: &Objective, most_that_fit: Option<usize>) -> Vec<u32> {
+    let powers = (0..32).map(|power| 1 << power).take_while(|size| *size < count);
+    let fits = |size: &u32| most_that_fit.is_none_or(|most| *size == 1 || *size as usize <= most);
+    let allowed = |size: &u32| objective.max.is_none_or(|max| *size <= max.max(1));
+    powers.chain([count]).filter(fits).filter(allowed).collect()
+}
+
+fn median(samples: &[f64]) -> f64 {
+    Summary::of(samples).map_or(f64::NAN, |summary| summary.median)
 }
 
 impl Sweep {
@@ -221,9 +240,9 @@ impl Sweep {
     }
 }
 
-/// Serves a queue on a server that has seen nothing yet. Random weights are fed drawn tokens, the same for every number:
+/// Serves the first of a queue on a server that has seen nothing yet. Random weights are fed drawn tokens, the same for every number:
 /// what they choose goes round in circles.
-fn serve(model: &mut Model, queue: &Queue, waves: &Waves, prompts: &[Prompt], generate: usize) -> Result<Served> {
+fn serve(model: &mut Model, queue: &Queue, waves: &Waves, count: usize, generate: usize) -> Result<Served> {
     let manifest = &queue.package.manifest;
     let (vocab, special) = (manifest.shape.vocab_size as u32, queue.package.special_tokens());
     let random = manifest.model.weights == Weights::Random;
@@ -235,7 +254,7 @@ fn serve(model: &mut Model, queue: &Queue, waves: &Waves, prompts: &[Prompt], ge
         }
         false => chosen,
     };
-    Server::new(waves).serve(model, prompts, generate, &mut feed)
+    Server::new(waves).serve(model, &queue.prompts[..count], generate, &mut feed)
 }
 
 fn longest_step(served: &Served) -> f64 {

@@ -103,7 +103,9 @@ fn ids_and_cells_of_files_without_these_axes_are_what_they_were() {
     for name in ["benchmarks.yaml", "benchmarks-full-shape.yaml"] {
         let matrix = load(&root.join(name)).unwrap();
         assert!(matrix.cells.iter().all(|cell| !serde_json::to_string(cell).unwrap().contains("\"memory\":{")));
-        let ids: Vec<_> = matrix.cells.iter().map(|cell| cell.id.0.as_str()).collect();
+        // Cells that compare optimizations are younger.
+        let older = matrix.cells.iter().filter(|cell| !cell.categories.contains(&Category::OptimizationImpact));
+        let ids: Vec<_> = older.map(|cell| cell.id.0.as_str()).collect();
         // The digest of the ids as they were before the axes of memory.
         let expected = match name {
             "benchmarks.yaml" => "be8853a6ff59f9bf",
