@@ -10,7 +10,7 @@ use ortbench::cell::Cell;
 use ortbench::engine::fake;
 use ortbench::metrics;
 use ortbench::results::columns::{self, Kind};
-use ortbench::results::{operators, tasks};
+use ortbench::results::{impact, operators, tasks};
 
 use crate::support::{matrix, options, resume, run, summary, two_cells};
 
@@ -44,7 +44,7 @@ fn the_documented_columns_are_the_programs_own() {
 
 #[test]
 fn the_dictionary_is_printed_in_three_forms() {
-    let count = columns::all().len() + tasks::columns().len() + operators::COLUMNS.len();
+    let count = columns::all().len() + tasks::columns().len() + operators::COLUMNS.len() + impact::COLUMNS.len();
     let json: serde_json::Value =
         serde_json::from_slice(&ortbench().args(["columns", "--json"]).unwrap().stdout).unwrap();
     let length = |table: &str| json[table].as_array().unwrap().len();
