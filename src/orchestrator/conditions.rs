@@ -31,18 +31,19 @@ impl Conditions {
         Self { timeout, ..Self::default() }
     }
 
-    /// Prepares those of a cell that runs this package: its group, and the page cache. The kernel charges a page to the group that brings it into the
-    /// cache, so pages of the package that are there already would be held without being counted.
+    /// Prepares those of a cell that runs this package: its group, in which the kernel may swap or not, and the page cache.
+    /// The kernel charges a page to the group that brings it into the cache, so pages of the package that are there
+    /// already would be held without being counted.
     ///
     /// # Errors
     /// A limit that cannot be set here, which makes the cell `unsupported`; a timeout that cannot be kept.
-    pub fn of(cell: &Cell, package: &Path) -> Result<Self> {
+    pub fn of(cell: &Cell, package: &Path, swap: bool) -> Result<Self> {
         let timeout = Duration::try_from_secs_f64(cell.measurement.timeout_seconds)
             .with_context(|| format!("the timeout of cell `{}` cannot be kept", cell.id))?;
         let mut conditions = Self { sampled: !cell.memory.is_empty() || cell.is_optimized(), ..Self::within(timeout) };
         let Some(limit) = cell.memory.limit_bytes else { return Ok(conditions) };
-        let group = MemoryGroup::create(limit)?;
-        if !group.swap_is_off() && MemoryLimits::now().swap_bytes != Some(0) {
+        let group = if swap { MemoryGroup::create_swapping(limit)? } else { MemoryGroup::create(limit)? };
+        if !swap && !group.swap_is_off() && MemoryLimits::now().swap_bytes != Some(0) {
             conditions.warnings.push(
                 "swap cannot be switched off for the control group, so what exceeds the limit may go there".to_owned(),
             );

@@ -293,16 +293,16 @@ impl<'a> Runner<'a> {
         missing: Option<String>,
     ) -> Result<Option<(JobEnd, Raw)>> {
         let (category, process) = (job.category, job.process);
-        let package = match self.prepare(cell, &library)? {
+        let (package, swap) = match self.prepare(cell, &library)? {
             Prepared::Ready => match optimizations::arrange(cell, optimizations::arm(category, process)) {
-                Ok(arranged) => arranged.package,
+                Ok(arranged) => (arranged.package, arranged.setup.swap),
                 // The worker finds out what is wrong with its package, if something is.
-                Err(_) => cell.model.package.clone(),
+                Err(_) => (cell.model.package.clone(), false),
             },
             Prepared::Failed(end) => return Ok(Some((end, Raw::default()))),
             Prepared::Interrupted => return Ok(None),
         };
-        let conditions = match Conditions::of(cell, &package) {
+        let conditions = match Conditions::of(cell, &package, swap) {
             Ok(conditions) => conditions,
             Err(error) if error.root_kind() == Kind::Unsupported => return Ok(Some(unsupported(&error))),
             Err(error) => return Err(error),

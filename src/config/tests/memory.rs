@@ -104,7 +104,8 @@ fn ids_and_cells_of_files_without_these_axes_are_what_they_were() {
         let matrix = load(&root.join(name)).unwrap();
         assert!(matrix.cells.iter().all(|cell| !serde_json::to_string(cell).unwrap().contains("\"memory\":{")));
         // Cells that compare optimizations are younger.
-        let older = matrix.cells.iter().filter(|cell| !cell.categories.contains(&Category::OptimizationImpact));
+        let older =
+            matrix.cells.iter().filter(|cell| !cell.categories.contains(&crate::cell::Category::OptimizationImpact));
         let ids: Vec<_> = older.map(|cell| cell.id.0.as_str()).collect();
         // The digest of the ids as they were before the axes of memory.
         let expected = match name {
