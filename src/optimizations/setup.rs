@@ -76,7 +76,7 @@ impl Setup {
     /// Every knob with its value in words.
     fn knobs(&self) -> BTreeMap<String, String> {
         let mut knobs = BTreeMap::from([
-            ("package".to_owned(), self.package.display().to_string()),
+            (PACKAGE.to_owned(), self.package.display().to_string()),
             ("flavour".to_owned(), self.flavour.to_string()),
             ("swap".to_owned(), self.swap.to_string()),
             ("codec of shards".to_owned(), format!("{:?}", self.codec)),
@@ -117,8 +117,15 @@ impl Arms {
     /// What the technique turned, and what only the baseline turns, as `knob=value`.
     pub fn turned(&self, cell: &Cell) -> (String, String) {
         let plain = Setup::plain(cell);
+        // Results travel, and places on this disk do not.
+        let plain_package = cell.optimizations.as_ref().and_then(|plan| plan.plain.as_ref());
+        let shown = |knob: &str, value: String| match plain_package {
+            Some(plain) if knob == PACKAGE => plain.written.clone(),
+            _ => value,
+        };
         let words = |knobs: BTreeMap<String, String>| {
-            let words: Vec<_> = knobs.into_iter().map(|(knob, value)| format!("{knob}={value}")).collect();
+            let words: Vec<_> =
+                knobs.into_iter().map(|(knob, value)| format!("{knob}={}", shown(&knob, value))).collect();
             words.join("; ")
         };
         (words(self.optimized.turned(&plain)), words(self.baseline.turned(&plain)))
@@ -168,6 +175,9 @@ impl Arms {
         Ok(arms)
     }
 }
+
+/// The knob of the package itself.
+const PACKAGE: &str = "package";
 
 /// Knobs that say how large the work is, and that techniques do not contradict.
 const FREE: &[&str] = &["sequences", "tokens"];

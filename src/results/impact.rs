@@ -121,11 +121,15 @@ impl Comparison {
     }
 }
 
-/// The interval leaves out 1, and the ratio lies farther from it than the baseline from itself.
+/// Smaller effects are of no use to anybody, however sure they are: sizes in bytes differ by next to nothing from process to
+/// process.
+const LEAST_EFFECT: f64 = 1.01;
+
+/// The interval leaves out 1, and the ratio lies farther from it than the baseline from itself, and than a percent.
 fn judge(metric: ImpactMetric, ratio: &Ratio, noise: Option<f64>) -> Effect {
     let Some(interval) = ratio.ci95 else { return Effect::Undecided };
     let size = ratio.value.ln().abs();
-    if interval.contains(1.0) || noise.is_some_and(|noise| size <= noise.ln()) {
+    if interval.contains(1.0) || size <= noise.unwrap_or(LEAST_EFFECT).max(LEAST_EFFECT).ln() {
         return Effect::NoDifference;
     }
     if (ratio.value > 1.0) == metric.higher_is_better() { Effect::Helps } else { Effect::Hurts }
@@ -303,7 +307,7 @@ pub const COLUMNS: &[ImpactColumn] = &[
     column(
         "verdict",
         Kind::Text,
-        "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `noise_ratio`, `no difference` otherwise, `undecided` below 3 pairs.",
+        "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `noise_ratio`, and than 1 %, `no difference` otherwise, `undecided` below 3 pairs.",
         |row| Some(row.comparison.effect.name().into()),
     ),
 ];
@@ -346,6 +350,8 @@ mod tests {
         assert_eq!(effect(ImpactMetric::Decode, &steady, &faster), Effect::Helps);
         assert_eq!(effect(ImpactMetric::Ttft, &steady, &faster), Effect::Hurts);
         assert_eq!(effect(ImpactMetric::Decode, &steady, &steady), Effect::NoDifference);
+        // As sure as can be, and too small to matter.
+        assert_eq!(effect(ImpactMetric::PeakResident, &[1e9; 5], &[1.002e9; 5]), Effect::NoDifference);
         // A steady tenth more in pairs says little where two baselines differ by a third.
         let noisy = [100.0, 135.0, 99.0, 140.0, 101.0];
         let more: Vec<f64> = noisy.iter().map(|value| value * 1.1).collect();

@@ -51,7 +51,7 @@ pub(super) fn columns() -> Vec<Column> {
         column(
             "impact_verdict",
             Kind::Text,
-            "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `impact_noise_ratio`; `no difference` otherwise; `undecided` below 3 pairs.",
+            "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `impact_noise_ratio` and than 1 %; `no difference` otherwise; `undecided` below 3 pairs.",
             |row| Some(impact::judged(row.outcome)?.effect.name().into()),
         ),
         column(
