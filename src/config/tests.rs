@@ -202,7 +202,6 @@ fn committed_files_are_current() {
     assert_eq!(committed.trim_end(), current, "run `ortbench schema > docs/benchmarks.schema.json`");
     assert_eq!(load(&root.join("benchmarks.yaml")).unwrap().cells.len(), 104);
     assert_eq!(load(&root.join("benchmarks-full-shape.yaml")).unwrap().cells.len(), 16);
-    assert_eq!(load(&root.join("benchmarks-optimizations.yaml")).unwrap().cells.len(), 14);
     // Thirty cells on the processor, as many on CUDA, and ten on TensorRT.
     assert_eq!(load(&root.join("benchmarks-gpu.yaml")).unwrap().cells.len(), 70);
 }
