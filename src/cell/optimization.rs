@@ -115,14 +115,20 @@ pub struct OptimizationPlan {
     pub derived: PathBuf,
 }
 
-impl fmt::Display for OptimizationPlan {
-    /// `none`, or the techniques joined by `+`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.switched.is_empty() {
-            return f.write_str("none");
+impl Switched {
+    /// Several in words: `none`, or the techniques joined by `+`.
+    pub fn together(all: &[Self]) -> String {
+        if all.is_empty() {
+            return "none".to_owned();
         }
-        let names: Vec<_> = self.switched.iter().map(ToString::to_string).collect();
-        f.write_str(&names.join("+"))
+        all.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
+    }
+}
+
+impl fmt::Display for OptimizationPlan {
+    /// As [`Switched::together`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&Switched::together(&self.switched))
     }
 }
 

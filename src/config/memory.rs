@@ -56,7 +56,8 @@ impl Checker<'_> {
     }
 }
 
-/// A point's memory; `derives_pack` where its optimizations make a pack of the package. A package that is not there is no mistake of the file: its cells say so when they are to run.
+/// A point's memory; `derives_pack` where its optimizations make a pack of the package. A package that is not there is no
+/// mistake of the file: its cells say so when they are to run.
 ///
 /// # Errors
 /// The axis at fault, and why.

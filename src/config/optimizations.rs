@@ -8,7 +8,7 @@ use serde_yaml::{Location, Spanned};
 
 use super::axes::Axis;
 use super::check::Checker;
-use crate::cell::{OptimizationPlan, Switched, Technique};
+use crate::cell::{Switched, Technique};
 use crate::optimizations;
 use crate::yaml::suggest;
 
@@ -83,7 +83,7 @@ impl Checker<'_> {
         let mut places: Vec<u32> = Vec::new();
         for (value, at) in values {
             for switched in self.value(value, at) {
-                let shown = shown(&switched);
+                let shown = Switched::together(&switched);
                 let place = self.optimizations.place(switched);
                 if places.contains(&place) {
                     self.problem(at, format!("`{shown}` stands twice on the axis `{name}`"));
@@ -138,10 +138,6 @@ impl Checker<'_> {
         }
         parsed
     }
-}
-
-fn shown(switched: &[Switched]) -> String {
-    OptimizationPlan { switched: switched.to_vec(), plain: None, derived: Default::default() }.to_string()
 }
 
 impl<'de> Deserialize<'de> for ValueEntry {

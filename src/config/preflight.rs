@@ -4,7 +4,7 @@ use crate::cell::{Cell, Status};
 use crate::config::estimate::{self, MemoryEstimate};
 use crate::config::memory;
 use crate::error::{Error, Result};
-use crate::optimizations;
+use crate::optimizations::Arms;
 use crate::package::Package;
 use crate::package::onnx::Signature;
 use crate::runtime::catalog::{self, Library};
@@ -47,7 +47,7 @@ pub fn preflight(cell: &Cell, memory_limit: Option<u64>) -> Result<Ready, Skip> 
         None => {
             let package = Package::open(&cell.model.package).map_err(failed)?;
             fits(cell, &package).map_err(unsupported)?;
-            optimizations::arms(cell).map_err(unsupported)?;
+            Arms::of(cell, &package.manifest).map_err(unsupported)?;
             let library = catalog::find(&cell.backend.runtime).map_err(unsupported)?;
             let pack_weights = match cell.memory.residency {
                 Some(_) => package.weights_bytes().map_err(failed)?,

@@ -80,6 +80,6 @@ pub(super) const FACTS: &[Fact] = &[
     ),
 ];
 
-const fn fact(name: &'static str, kind: FactKind, description: &'static str) -> Fact {
+pub(super) const fn fact(name: &'static str, kind: FactKind, description: &'static str) -> Fact {
     Fact { name, kind, category: Some(Category::OptimizationImpact), description }
 }

@@ -1,7 +1,7 @@
 //! What shows that an optimization acted: one row each.
 
+use super::impact::fact;
 use super::{Fact, FactKind};
-use crate::cell::Category;
 
 /// Evidence, in the order of its columns.
 pub(super) const FACTS: &[Fact] = &[
@@ -220,7 +220,3 @@ pub(super) const FACTS: &[Fact] = &[
     ),
     fact("stage_peak_bytes", FactKind::Integer, "Bytes that the largest stage's process holds once it is loaded."),
 ];
-
-const fn fact(name: &'static str, kind: FactKind, description: &'static str) -> Fact {
-    Fact { name, kind, category: Some(Category::OptimizationImpact), description }
-}

@@ -49,6 +49,11 @@ pub fn arms(cell: &Cell) -> Result<Arms> {
     Arms::of(cell, &Package::open(&cell.model.package)?.manifest)
 }
 
+/// Whether everything that the cell's arms run is there.
+pub fn is_prepared(cell: &Cell) -> bool {
+    [Arm::Baseline, Arm::Optimized].into_iter().all(|arm| arrange(cell, arm).is_ok())
+}
+
 /// Derives what the cell's arms run and is not there yet.
 ///
 /// # Errors

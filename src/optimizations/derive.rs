@@ -150,6 +150,7 @@ fn make(package: &Package, step: &dyn Derivation, folder: &Path, target: &Path, 
     let lock = File::create(&lock_path).with_context(failed)?;
     lock.lock().with_context(failed)?;
     if target.join(EVIDENCE).is_file() {
+        let _ = fs::remove_file(lock_path);
         return Ok(());
     }
     // What was left without its evidence was not finished.

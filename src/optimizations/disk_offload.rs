@@ -43,10 +43,6 @@ impl Optimization for DiskOffload {
         true
     }
 
-    fn check(&self, _subject: &Subject, _options: &Options) -> Result<()> {
-        Ok(())
-    }
-
     fn baseline(&self, setup: &mut Setup, subject: &Subject, _options: &Options) -> Result<()> {
         PackStep::page(setup, subject, Residency::Resident);
         // A budget is what the technique works with.

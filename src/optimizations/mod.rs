@@ -22,7 +22,7 @@ mod sharding_streaming;
 mod smart_paging;
 pub mod tensor_compression;
 
-pub use arrange::{Arranged, arm, arms, arrange, prepare};
+pub use arrange::{Arranged, arm, arms, arrange, is_prepared, prepare};
 pub use derive::{Derivation, Evidence, Stage, Workshop};
 pub use kernel_fusion::KernelFusion;
 pub use options::{OptionKind, OptionSpec, Options};
@@ -55,7 +55,9 @@ pub trait Optimization: Sync {
     ///
     /// # Errors
     /// Why not (of the kind `unsupported`): what the model or the provider lacks, named.
-    fn check(&self, subject: &Subject, options: &Options) -> Result<()>;
+    fn check(&self, _subject: &Subject, _options: &Options) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether it makes a pack of a package that is none, so that axes which only packs have may be set.
     fn derives_pack(&self, _options: &Options) -> bool {
@@ -145,8 +147,7 @@ pub fn derive_pack(cell: &Cell) -> bool {
 
 /// Why the cell's optimizations cannot stand together, or not with its axes, where its package is there to tell.
 pub fn contradiction(cell: &Cell) -> Option<String> {
-    cell.optimizations.as_ref().filter(|plan| !plan.switched.is_empty())?;
-    let package = Package::open(&cell.model.package).ok()?;
+    let package = cell.is_optimized().then(|| Package::open(&cell.model.package).ok())??;
     let error = Arms::of(cell, &package.manifest).err()?;
     (error.root_kind() == Kind::Input).then(|| error.chain())
 }

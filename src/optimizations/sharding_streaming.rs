@@ -31,10 +31,6 @@ impl Optimization for ShardingStreaming {
         true
     }
 
-    fn check(&self, _subject: &Subject, _options: &Options) -> Result<()> {
-        Ok(())
-    }
-
     fn baseline(&self, setup: &mut Setup, subject: &Subject, options: &Options) -> Result<()> {
         self.apply(setup, subject, options)?;
         setup.plan.read_ahead = false;

@@ -343,6 +343,11 @@ impl<'a> Runner<'a> {
         if let Some(end) = self.prepared.get(&cell.id) {
             return Ok(end.clone().map_or(Prepared::Ready, Prepared::Failed));
         }
+        // No process for what an earlier run left, or where nothing is derived.
+        if optimizations::is_prepared(cell) {
+            self.prepared.insert(cell.id.clone(), None);
+            return Ok(Prepared::Ready);
+        }
         let work = Work::Prepare { cell: Box::new(cell.clone()) };
         let order = Job { protocol: PROTOCOL_VERSION, library: library.to_owned(), work };
         let log_path = self.folder.preparation_log(&cell.id);

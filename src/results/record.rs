@@ -198,7 +198,8 @@ impl Record {
     }
 }
 
-/// Every job of a cell. Memory is measured once a process, so it takes several, and so do the arms of a comparison; the others repeat within one.
+/// Every job of a cell. Memory is measured once a process, so it takes several, and so do the arms of a comparison; the
+/// others repeat within one.
 pub fn jobs(cell: &Cell) -> impl Iterator<Item = JobKey> {
     cell.categories.iter().flat_map(move |&category| {
         let repeated = cell.measurement.processes.max(1);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::lost;
 use super::running::Running;
 use crate::engine::Prompt;
+use crate::engine::sampling::argmax;
 use crate::engine::scoring::Normaliser;
 use crate::engine::serving::{Feed, greedy};
 use crate::error::{Context, Error, Result};
@@ -214,7 +215,7 @@ impl Figures {
         let kl = kl.max(0.0);
         self.kl_sum += kl;
         self.kl_max = self.kl_max.max(kl);
-        self.same_choice += u64::from(first_of_largest(baseline) == first_of_largest(own));
+        self.same_choice += u64::from(argmax(baseline.into())? == argmax(own.into())?);
         Ok(())
     }
 
@@ -232,16 +233,6 @@ impl Figures {
         report.fact("impact_max_logit_difference", self.max_difference)?;
         report.fact("impact_greedy_identical_share", self.greedy_identical)
     }
-}
-
-fn first_of_largest(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (place, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = place;
-        }
-    }
-    best
 }
 
 #[cfg(test)]

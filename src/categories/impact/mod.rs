@@ -28,7 +28,7 @@ impl Measure for Impact {
         let (cell, report) = (context.cell, context.report);
         let arm = Arm::of_process(context.process);
         let package = common::open_package(context)?;
-        let mut feeding = Feeding::of(Package::open(&package.root)?, &cell.workload)?;
+        let mut feeding = Feeding::of(package.clone(), &cell.workload)?;
         feeding.report(report)?;
         // What tokenizing costs is no part of an arm.
         feeding.turn(Turn::Unmeasured(0))?;
