@@ -413,13 +413,13 @@ impl<'a> Runner<'a> {
         let ended = || self.record.cells.iter().filter_map(|cell| self.outcomes.get(&cell.id));
         let mark = self.options.byte_order_mark;
         if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Accuracy)) {
-            self.folder.replace(folder::TASKS, &tasks::render(&self.run_id, ended(), mark)?)?;
+            self.folder.replace(folder::TASKS, &tasks::TABLE.render(&self.run_id, ended(), mark)?)?;
         }
         if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::Operators)) {
-            self.folder.replace(folder::OPERATORS, &operators::render(&self.run_id, ended(), mark)?)?;
+            self.folder.replace(folder::OPERATORS, &operators::TABLE.render(&self.run_id, ended(), mark)?)?;
         }
         if self.record.cells.iter().any(|cell| cell.categories.contains(&Category::OptimizationImpact)) {
-            self.folder.replace(folder::IMPACT, &impact::render(&self.run_id, ended(), mark)?)?;
+            self.folder.replace(folder::IMPACT, &impact::TABLE.render(&self.run_id, ended(), mark)?)?;
         }
         let rows = ended().map(|outcome| Row { run_id: &self.run_id, outcome });
         self.folder.replace(folder::SUMMARY, &summary::render(rows, mark)?)

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::cell::{Arm, Category, ImpactMetric};
-use crate::error::{Context, Error, Result};
 use crate::optimizations;
-use crate::results::columns::{Kind, SCHEMA_VERSION};
-use crate::results::summary::BYTE_ORDER_MARK;
+use crate::results::columns::Kind;
+use crate::results::folder::IMPACT;
+use crate::results::side::{self, Row, SideColumn, SideTable};
 use crate::results::{JobKey, JobResult, Outcome, Value};
 use crate::stats::{self, Ratio};
 
@@ -193,53 +193,35 @@ pub fn side_effects(outcome: &Outcome) -> Option<String> {
     Some(if words.is_empty() { "none".to_owned() } else { words.join("; ") })
 }
 
-/// One column of `impact.csv`.
-#[derive(Debug)]
-pub struct ImpactColumn {
-    /// Unique in the table.
-    pub name: &'static str,
-    /// What its fields hold.
-    pub kind: Kind,
-    /// Definition in one sentence.
-    pub description: &'static str,
-    get: fn(&Row) -> Option<Value>,
-}
-
-struct Row<'a> {
-    run_id: &'a str,
-    outcome: &'a Outcome,
-    comparison: &'a Comparison,
-}
+/// The table.
+pub const TABLE: SideTable<Comparison> = SideTable {
+    file: IMPACT,
+    category: Category::OptimizationImpact,
+    key: "impact_columns",
+    rows: "A row for each figure of each cell whose optimizations are compared.",
+    columns: || COLUMNS,
+    parts: |outcome| outcome.impact.as_ref().map_or(&[], |impact| &impact.comparisons),
+};
 
 const fn column(
     name: &'static str,
     kind: Kind,
     description: &'static str,
-    get: fn(&Row) -> Option<Value>,
-) -> ImpactColumn {
-    ImpactColumn { name, kind, description, get }
+    get: fn(&Row<Comparison>) -> Option<Value>,
+) -> SideColumn<Comparison> {
+    SideColumn::new(name, "", kind, description, get)
 }
 
 /// Every column, in the order of the table.
-pub const COLUMNS: &[ImpactColumn] = &[
-    column("schema_version", Kind::Integer, "Version of this table's columns.", |_| Some(SCHEMA_VERSION.into())),
-    column("run_id", Kind::Text, "The run: the name of its folder.", |row| Some(row.run_id.into())),
-    column("cell_id", Kind::Text, "The cell, as in summary.csv.", |row| Some(row.outcome.cell.id.0.as_str().into())),
-    column("model", Kind::Text, "The model's name in the matrix.", |row| {
-        Some(row.outcome.cell.model.name.as_str().into())
-    }),
-    column("backend", Kind::Text, "The backend's name in the matrix.", |row| {
-        Some(row.outcome.cell.backend.name.as_str().into())
-    }),
-    column("precision", Kind::Text, "What the weights of the matrix products are stored in.", |row| {
-        Some(row.outcome.cell.precision.name().into())
-    }),
-    column("flavour", Kind::Text, "The graph's operators: `fused` or `plain`.", |row| {
-        Some(row.outcome.cell.flavour.name().into())
-    }),
-    column("threads", Kind::Integer, "Threads of one operator (intra-op).", |row| {
-        Some(row.outcome.cell.threads.into())
-    }),
+pub const COLUMNS: &[SideColumn<Comparison>] = &[
+    side::schema_version(),
+    side::run_id(),
+    side::cell_id(),
+    side::model(),
+    side::backend(),
+    side::precision(),
+    side::flavour(),
+    side::threads(),
     column(
         "memory_budget_bytes",
         Kind::Integer,
@@ -262,78 +244,51 @@ pub const COLUMNS: &[ImpactColumn] = &[
         "What the optimized arm switches on; `none` compares the cell with itself.",
         |row| row.outcome.cell.optimizations.as_ref().map(|plan| Value::Text(plan.to_string())),
     ),
-    column("metric", Kind::Text, "The figure, named as in samples.csv.", |row| {
-        Some(row.comparison.metric.name().into())
-    }),
+    column("metric", Kind::Text, "The figure, named as in samples.csv.", |row| Some(row.part.metric.name().into())),
     column("objective", Kind::Bool, "Whether the technique is judged by this figure.", |row| {
-        Some((objective(row.outcome) == Some(row.comparison.metric)).into())
+        Some((objective(row.outcome) == Some(row.part.metric)).into())
     }),
     column("higher_is_better", Kind::Bool, "Whether more of it is better.", |row| {
-        Some(row.comparison.metric.higher_is_better().into())
+        Some(row.part.metric.higher_is_better().into())
     }),
     column("pairs", Kind::Integer, "Pairs of processes, taken A B, B A, ….", |row| {
-        Some((row.comparison.pairs as u64).into())
+        Some((row.part.pairs as u64).into())
     }),
     column(
         "baseline",
         Kind::Float,
         "Geometric mean over the baseline's processes, each the median of its runs.",
-        |row| Some(Value::Float(row.comparison.baseline)),
+        |row| Some(Value::Float(row.part.baseline)),
     ),
     column("optimized", Kind::Float, "The same of the optimized processes.", |row| {
-        Some(Value::Float(row.comparison.optimized))
+        Some(Value::Float(row.part.optimized))
     }),
     column(
         "ratio",
         Kind::Float,
         "Geometric mean of the pairs' ratios, optimized ÷ baseline; empty where a value is zero.",
-        |row| Some(Value::Float(row.comparison.ratio.as_ref()?.value)),
+        |row| Some(Value::Float(row.part.ratio.as_ref()?.value)),
     ),
     column(
         "ratio_ci95_low",
         Kind::Float,
         "Lower end of its 95 % interval (Student's t of the pairs' logarithms); empty below 3 pairs.",
-        |row| Some(Value::Float(row.comparison.ratio.as_ref()?.ci95?.low)),
+        |row| Some(Value::Float(row.part.ratio.as_ref()?.ci95?.low)),
     ),
-    column("ratio_ci95_high", Kind::Float, "Upper end.", |row| {
-        Some(Value::Float(row.comparison.ratio.as_ref()?.ci95?.high))
-    }),
+    column("ratio_ci95_high", Kind::Float, "Upper end.", |row| Some(Value::Float(row.part.ratio.as_ref()?.ci95?.high))),
     column(
         "noise_ratio",
         Kind::Float,
         "By what factor two baseline processes that follow each other differ, as a median.",
-        |row| row.comparison.noise.map(Value::Float),
+        |row| row.part.noise.map(Value::Float),
     ),
     column(
         "verdict",
         Kind::Text,
         "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `noise_ratio`, and than 1 %, `no difference` otherwise, `undecided` below 3 pairs.",
-        |row| Some(row.comparison.effect.name().into()),
+        |row| Some(row.part.effect.name().into()),
     ),
 ];
-
-/// The whole file, as `summary.csv` is written.
-///
-/// # Errors
-/// None that a row can cause; the CSV writer's signature has one.
-pub fn render<'a>(
-    run_id: &str,
-    outcomes: impl IntoIterator<Item = &'a Outcome>,
-    byte_order_mark: bool,
-) -> Result<Vec<u8>> {
-    let start = if byte_order_mark { BYTE_ORDER_MARK.to_vec() } else { Vec::new() };
-    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(start);
-    let header = COLUMNS.iter().map(|column| column.name);
-    writer.write_record(header).context("cannot express the header as CSV")?;
-    for outcome in outcomes {
-        for comparison in outcome.impact.iter().flat_map(|impact| &impact.comparisons) {
-            let row = Row { run_id, outcome, comparison };
-            let fields = COLUMNS.iter().map(|column| (column.get)(&row).map(|value| value.field()).unwrap_or_default());
-            writer.write_record(fields).context("cannot express a row as CSV")?;
-        }
-    }
-    writer.into_inner().map_err(|error| Error::new("cannot express rows as CSV").because(error.into_error()))
-}
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@ pub mod operators;
 mod outcome;
 pub mod record;
 pub mod samples;
+mod side;
 pub mod summary;
 pub mod table;
 pub mod tasks;

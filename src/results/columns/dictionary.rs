@@ -5,12 +5,9 @@ use std::fmt::Write;
 use serde_json::json;
 
 use super::{Column, Group, SCHEMA_VERSION, all, item_unit};
-use crate::cell::Category;
 use crate::metrics::{IMPACT_SERIES, ITEM_FIGURES, Series};
-use crate::results::folder::{IMPACT, OPERATORS, SUMMARY, TASKS};
-use crate::results::impact::{self, ImpactColumn};
-use crate::results::operators::{self, OperatorColumn};
-use crate::results::tasks::{self, TaskColumn};
+use crate::results::folder::SUMMARY;
+use crate::results::side::TABLES;
 
 /// As `docs/columns.md` has it.
 pub fn markdown() -> String {
@@ -39,26 +36,16 @@ pub fn markdown() -> String {
             );
         }
     }
-    text.push_str(
-        "\n## tasks.csv\n\nA row for each cell and task, in runs that measure accuracy.\n\n\
-         | column | unit | type | meaning |\n|---|---|---|---|\n",
-    );
-    for TaskColumn { name, unit, kind, description, .. } in tasks::columns() {
-        let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {} |", description.replace('|', "\\|"));
-    }
-    text.push_str(
-        "\n## operators.csv\n\nA row for each node of each cell, in runs that profile operators.\n\n\
-         | column | unit | type | meaning |\n|---|---|---|---|\n",
-    );
-    for OperatorColumn { name, unit, kind, description, .. } in operators::COLUMNS {
-        let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {description} |");
-    }
-    text.push_str(
-        "\n## impact.csv\n\nA row for each figure of each cell whose optimizations are compared.\n\n\
-         | column | unit | type | meaning |\n|---|---|---|---|\n",
-    );
-    for ImpactColumn { name, kind, description, .. } in impact::COLUMNS {
-        let _ = writeln!(text, "| `{name}` | | {kind} | {description} |");
+    for table in TABLES {
+        let _ = writeln!(
+            text,
+            "\n## {}\n\n{}\n\n| column | unit | type | meaning |\n|---|---|---|---|",
+            table.file(),
+            table.rows()
+        );
+        for (name, unit, kind, description) in table.columns() {
+            let _ = writeln!(text, "| `{name}` | {unit} | {kind} | {} |", description.replace('|', "\\|"));
+        }
     }
     text.push_str(
         "\n### Figures in impact.csv\n\nWhat `metric` may be; samples.csv has the runs of both arms under the same names.\n\n\
@@ -89,41 +76,21 @@ pub fn json() -> serde_json::Value {
             "description": column.description,
         })
     };
-    let describe_task = |column: &TaskColumn| {
-        json!({
-            "name": column.name,
-            "unit": column.unit,
-            "type": column.kind.to_string(),
-            "description": column.description,
-        })
-    };
-    let describe_operator = |column: &OperatorColumn| {
-        json!({
-            "name": column.name,
-            "unit": column.unit,
-            "type": column.kind.to_string(),
-            "description": column.description,
-        })
-    };
-    let describe_impact = |column: &ImpactColumn| {
-        json!({
-            "name": column.name,
-            "unit": "",
-            "type": column.kind.to_string(),
-            "description": column.description,
-        })
-    };
     let items = ITEM_FIGURES.iter().map(
         |figure| json!({ "name": figure.name, "unit": item_unit(figure.name), "description": figure.description }),
     );
-    json!({
+    let mut tables = json!({
         "schema_version": SCHEMA_VERSION,
         "columns": all().iter().map(describe).collect::<Vec<_>>(),
-        "operator_columns": operators::COLUMNS.iter().map(describe_operator).collect::<Vec<_>>(),
-        "impact_columns": impact::COLUMNS.iter().map(describe_impact).collect::<Vec<_>>(),
-        "task_columns": tasks::columns().iter().map(describe_task).collect::<Vec<_>>(),
         "item_metrics": items.collect::<Vec<_>>(),
-    })
+    });
+    for table in TABLES {
+        let columns = table.columns().into_iter().map(|(name, unit, kind, description)| {
+            json!({ "name": name, "unit": unit, "type": kind.to_string(), "description": description })
+        });
+        tables[table.key()] = columns.collect();
+    }
+    tables
 }
 
 /// A CSV table.
@@ -140,29 +107,14 @@ pub fn csv() -> Vec<Vec<String>> {
             SUMMARY.to_owned(),
         ]
     };
-    let describe_task = |column: &TaskColumn| {
-        let kind = column.kind.to_string();
-        [column.name, column.unit, &kind, "", Category::Accuracy.name(), column.description, TASKS]
-            .map(str::to_owned)
-            .to_vec()
-    };
-    let describe_operator = |column: &OperatorColumn| {
-        let kind = column.kind.to_string();
-        [column.name, column.unit, &kind, "", Category::Operators.name(), column.description, OPERATORS]
-            .map(str::to_owned)
-            .to_vec()
-    };
-    let describe_impact = |column: &ImpactColumn| {
-        let kind = column.kind.to_string();
-        [column.name, "", &kind, "", Category::OptimizationImpact.name(), column.description, IMPACT]
-            .map(str::to_owned)
-            .to_vec()
-    };
-    let summary = all().iter().map(describe);
-    let others = tasks::columns().iter().map(describe_task);
-    let others = others.chain(operators::COLUMNS.iter().map(describe_operator));
-    let others = others.chain(impact::COLUMNS.iter().map(describe_impact));
-    std::iter::once(header).chain(summary).chain(others).collect()
+    let others = TABLES.into_iter().flat_map(|table| {
+        table.columns().into_iter().map(move |(name, unit, kind, description)| {
+            [name, unit, &kind.to_string(), "", table.category().name(), description, table.file()]
+                .map(str::to_owned)
+                .to_vec()
+        })
+    });
+    std::iter::once(header).chain(all().iter().map(describe)).chain(others).collect()
 }
 
 fn category(column: &Column) -> &'static str {
