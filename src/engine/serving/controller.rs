@@ -281,6 +281,20 @@ impl Controller {
         best < size && middle > best && self.promised(best, middle, row) < NO_GAIN * least
     }
 
+    /// Whether more sequences than these promise to be faster than any so far and any between, although these lie behind a
+    /// cliff: a step that hardly grows is soon shared by enough of them. Rows behind it cost more by the factor that the
+    /// step does.
+    fn wins_back(&self, best: usize, size: usize, further: usize, least: f64) -> bool {
+        let (Some((before, _)), Some((step, _))) = (self.seen.get(&best), self.seen.get(&size)) else { return false };
+        if best >= size || further == size {
+            return false;
+        }
+        let row = self.row(best).max(self.prompt_row());
+        let cliff = step / (before + (size - best) as f64 * row);
+        let between = self.promised(best, between(best, size), row);
+        self.promised(size, further, row * cliff.max(1.0)) < NO_GAIN * least.min(between)
+    }
+
     fn judge(&mut self) {
         let Some(size) = self.judged else { return };
         let (step, count) = self.seen.get(&size).copied().unwrap_or((0.0, 0));
@@ -299,8 +313,9 @@ impl Controller {
         match self.best {
             None => (self.best, self.goal) = (Some((size, share)), further),
             // Kernels for one row and for several differ: what several lose at first, more of them may win back.
-            Some((_, least))
-                if size <= FEW && self.promised(size, further, self.prompt_row()) < NO_GAIN * least.min(share) =>
+            Some((best, least))
+                if (size <= FEW && self.promised(size, further, self.prompt_row()) < NO_GAIN * least.min(share))
+                    || self.wins_back(best, size, further, least.min(share)) =>
             {
                 self.best = self.best.filter(|(_, least)| *least <= share).or(Some((size, share)));
                 self.goal = further;
