@@ -1,5 +1,5 @@
-//! A model in stages: each runs some of a pack's segments in a process of its own, and hands what the next one takes
-//! over a connection, which may be slowed down to what a network between machines would be.
+//! A model in stages: each runs some of a pack's segments in a process of its own, and hands what the next one
+//! takes over a connection, which may be slowed down to what a network between machines would be.
 //!
 //! | file | what |
 //! |---|---|

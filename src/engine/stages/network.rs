@@ -1,7 +1,7 @@
 //! A stage in a network namespace of its own, with a link whose bandwidth the kernel limits.
 //!
-//! The namespace has no name: it is the stage's process's, and goes with it, and the link with the namespace. So nothing
-//! stays behind, however either process ends.
+//! The namespace has no name: it is the process's of the stage and goes with it, as the link goes with the namespace. So
+//! nothing stays behind, however either process ends.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};

@@ -232,8 +232,8 @@ impl Processes {
         None
     }
 
-    /// Why something failed that others hear of too: a process that was killed is the reason of all else, then comes what
-    /// a stage said, then how one ended.
+    /// Why something failed that others hear of too: a process that was killed is the reason of all else, then comes
+    /// what a stage said, then how one ended.
     pub fn reason(&mut self, error: Error) -> Error {
         if let Some(killed) = self.killed() {
             return killed;

@@ -141,8 +141,8 @@ impl Stage {
     /// Takes a run through this stage's parts.
     ///
     /// # Errors
-    /// A run of no group or of other rows, tensors that are missing or do not fit, a full cache, a failed run, logits that
-    /// are not finite.
+    /// A run of no group or of other rows, tensors that are missing or do not fit, a full cache, a failed run, logits
+    /// that are not finite.
     pub fn run(&mut self, run: &Run) -> Result<Next> {
         let start = Instant::now();
         let lacks = || Error::new(format!("a run of group {}, which there is not", run.group));

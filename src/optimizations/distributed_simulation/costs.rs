@@ -59,8 +59,8 @@ impl Costs {
         Self { runs: times.iter().map(|timing| ((timing.phase, timing.sequences), PartCosts::of(timing))).collect() }
     }
 
-    /// Of a run of so many sequences: as measured, or on the line between the next smaller and the next larger number that
-    /// were.
+    /// Of a run of so many sequences: as measured, or on the line between the next smaller and the next larger number
+    /// that were.
     ///
     /// # Errors
     /// A number beyond those that were measured.

@@ -1,25 +1,9 @@
 //! A model over several devices: simulated from what its parts take here, and held against a pipeline of two real
 //! processes.
 //!
-//! | evidence | kind | what |
-//! |---|---|---|
-//! | `simulated_devices` | integer | devices that were simulated |
-//! | `simulated_parallel` | text | `pipeline` or `tensor` |
-//! | `simulated_only` | bool | no arm was run that way: the row's measured figures say nothing of it |
-//! | `simulated_tokens_per_second` | score | generated tokens ÷ time from the first request to the last token |
-//! | `simulated_ttft_seconds` | score | median over sequences of the time to the first token |
-//! | `simulated_speedup` | score | against one such device, as measured |
-//! | `simulated_bubble_share` | score | share of the devices' time in which they do not compute |
-//! | `simulated_link_share` | score | share of the time in which the busiest link is occupied |
-//! | `simulated_border_bytes` | integer | bytes over the busiest border in one decode step of one group |
-//! | `simulation_link` | text | how the real link was limited: `namespace` or `shaper` |
-//! | `simulation_predicted_tokens_per_second`, `simulation_measured_tokens_per_second` | score | two stages |
-//! | `simulation_error_percent` | score | (predicted ÷ measured − 1) × 100 of the two |
-//! | `simulation_predicted_ttft_seconds`, `simulation_measured_ttft_seconds`, `simulation_ttft_error_percent` | score | the same of the time to the first token |
-//! | `simulation_predicted_bubble_share`, `simulation_measured_bubble_share` | score | two stages |
-//! | `simulation_slowdown` | score | by how much a stage's step is slower while the other stage computes: they share one memory; the larger of the two |
-//! | `simulation_hop_seconds` | score | what a message costs where the link is not limited |
-//! | `stage_peak_bytes` | integer | bytes that the largest stage's process holds once it is loaded |
+//! What is measured and what is simulated stands in columns of their own: `simulated_*` is of the devices that were asked
+//! for, `simulation_*` of two stages, predicted and run. `simulated_only` says that no arm was run as it was simulated:
+//! arms are two processes for a pipeline of two devices, and otherwise both of them the model in one process.
 
 pub mod costs;
 mod examine;
@@ -50,7 +34,7 @@ const OPTIONS: &[OptionSpec] = &[
         name: "parallel",
         kind: OptionKind::Words(&["pipeline", "tensor"]),
         default: "pipeline",
-        description: "How the model is shared out: some layers to each device, or some of each layer, which is simulated only.",
+        description: "How the model is shared out: some layers to each device, or some of each layer (simulated only).",
     },
     OptionSpec {
         name: "bandwidth",
@@ -127,7 +111,7 @@ impl Optimization for DistributedSimulation {
     }
 
     fn summary(&self) -> &'static str {
-        "The model runs over several devices: simulated from what its parts take, and checked against two real processes."
+        "The model runs over several devices: simulated from what its parts take, checked against two real processes."
     }
 
     fn options(&self) -> &'static [OptionSpec] {
