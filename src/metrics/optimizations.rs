@@ -191,9 +191,15 @@ pub(super) const FACTS: &[Fact] = &[
     fact(
         "simulation_measured_tokens_per_second",
         FactKind::Float,
-        "Measured with two processes: the median of three runs.",
+        "Measured with two processes: the median of three rounds of a prediction and a run.",
     ),
-    fact("simulation_error_percent", FactKind::Score, "(Predicted ÷ measured tokens a second − 1) × 100."),
+    fact(
+        "simulation_error_percent",
+        FactKind::Score,
+        "(Predicted ÷ measured tokens a second − 1) × 100, of the medians.",
+    ),
+    fact("simulation_error_low_percent", FactKind::Score, "The same of the round in which it was least."),
+    fact("simulation_error_high_percent", FactKind::Score, "The same of the round in which it was most."),
     fact(
         "simulation_predicted_ttft_seconds",
         FactKind::Float,

@@ -15,8 +15,9 @@ use crate::stats::Summary;
 /// Tokens that a calibration generates, at most.
 const CALIBRATION: usize = 24;
 
-/// Measured runs, of which the median counts.
-const RUNS: usize = 3;
+/// Rounds of a calibration and the run that it predicts, each with stages that were started for it; medians count. In
+/// turns, so that a machine that is slower for a while is so for both.
+const ROUNDS: usize = 3;
 
 /// Groups for each stage in a calibration that keeps all of them busy.
 const QUEUE: usize = 2;
@@ -42,7 +43,7 @@ pub fn examine_with(exam: &Examination, options: &Options, program: &Path) -> Re
             _ => Via::Shaper,
         };
         let check = bench.check(&told.stages(via))?;
-        hop = check.hop;
+        hop = check.hop();
         check.report(&mut evidence);
     }
     exam.report.phase("simulate")?;
@@ -154,10 +155,18 @@ impl Bench<'_> {
 
     /// Predicts what two processes do over such a link, and runs them.
     fn check(&self, stages: &Stages) -> Result<Check> {
-        let (batch, report) = (self.prompts.len(), self.exam.report);
-        let sizes = stages.group_sizes(batch);
+        let mut rounds = Vec::with_capacity(ROUNDS);
+        for round in 0..ROUNDS {
+            self.exam.report.progress("check", round as u64, ROUNDS as u64)?;
+            rounds.push((self.predict(stages)?, self.measure(stages)?));
+        }
+        Ok(Check { via: stages.via, rounds })
+    }
+
+    /// What two processes would do over such a link, from what they do over one without limits.
+    fn predict(&self, stages: &Stages) -> Result<Predicted> {
+        let sizes = stages.group_sizes(self.prompts.len());
         let calibration = self.generate.min(CALIBRATION);
-        report.phase("calibrate")?;
         let free = Stages { bandwidth: None, latency: 0.0, via: Via::Shaper, ..stages.clone() };
         let count = stages.count as usize;
         let queue = QUEUE * count;
@@ -185,68 +194,98 @@ impl Bench<'_> {
         let (_, times) = self.serve(&mut pipeline, queue * largest, queue, calibration)?;
         let measured: Vec<Busy> = times.iter().map(busy).collect();
         let stage_bytes = pipeline.facts().iter().map(|facts| facts.resident_bytes).max().unwrap_or(0);
-        drop(pipeline);
         let alone = alone.iter().map(Costs::of).collect();
         let unlimited = Link { bandwidth: f64::INFINITY, latency: hop };
         let together = costs::Stages::fit(alone, &self.task(vec![largest; queue], calibration), unlimited, &measured)?;
         let link = Link { bandwidth: stages.bandwidth.unwrap_or(f64::INFINITY), latency: stages.latency + hop };
-        let predicted = simulate(&together.pipeline(&self.task(sizes.clone(), self.generate), link)?);
+        let outcome = simulate(&together.pipeline(&self.task(sizes, self.generate), link)?);
+        let slowdown = together.slow.iter().map(|slow| slow[1]).fold(1.0, f64::max);
+        Ok(Predicted { outcome, hop, slowdown, stage_bytes })
+    }
 
-        report.phase("check")?;
+    /// What they do.
+    fn measure(&self, stages: &Stages) -> Result<Measured> {
+        let batch = self.prompts.len();
+        let groups = stages.group_sizes(batch).len();
         let mut pipeline = self.load(stages, batch, false)?;
-        self.serve(&mut pipeline, batch, sizes.len(), self.generate.min(2))?;
-        let mut check = Check {
-            predicted,
-            via: stages.via,
-            hop,
-            slowdown: together.slow.iter().map(|slow| slow[1]).fold(1.0, f64::max),
-            stage_bytes,
-            seconds: Vec::new(),
-            first: Vec::new(),
-            bubbles: Vec::new(),
-        };
-        for _ in 0..RUNS {
-            let (served, times) = self.serve(&mut pipeline, batch, sizes.len(), self.generate)?;
-            let busy: f64 = times.iter().map(|times| busy(times).all()).sum();
-            check.seconds.push(served.seconds);
-            check.first.push(served.ttft_seconds());
-            check.bubbles.push(1.0 - busy / (served.seconds * count as f64));
-        }
-        Ok(check)
+        self.serve(&mut pipeline, batch, groups, self.generate.min(2))?;
+        let (served, times) = self.serve(&mut pipeline, batch, groups, self.generate)?;
+        let busy: f64 = times.iter().map(|times| busy(times).all()).sum();
+        Ok(Measured {
+            seconds: served.seconds,
+            first: served.ttft_seconds(),
+            bubbles: 1.0 - busy / (served.seconds * f64::from(stages.count)),
+        })
     }
 }
 
-/// A prediction, and what was measured.
-struct Check {
-    predicted: Outcome,
-    via: Via,
+/// A prediction, and what it is made of.
+struct Predicted {
+    outcome: Outcome,
+    /// Seconds of a message over a link without limits.
     hop: f64,
+    /// Of a step while the other stage computes.
     slowdown: f64,
+    /// What the largest stage's process holds.
     stage_bytes: u64,
-    seconds: Vec<f64>,
-    first: Vec<f64>,
-    bubbles: Vec<f64>,
+}
+
+/// What it is held against.
+struct Measured {
+    seconds: f64,
+    first: f64,
+    bubbles: f64,
+}
+
+struct Check {
+    via: Via,
+    rounds: Vec<(Predicted, Measured)>,
 }
 
 impl Check {
+    /// Of all rounds.
+    fn all(&self, of: impl Fn(&Predicted, &Measured) -> f64) -> Vec<f64> {
+        self.rounds.iter().map(|(predicted, measured)| of(predicted, measured)).collect()
+    }
+
+    fn median(&self, of: impl Fn(&Predicted, &Measured) -> f64) -> f64 {
+        median(&self.all(of))
+    }
+
+    /// Seconds of a message over a link without limits.
+    fn hop(&self) -> f64 {
+        self.median(|predicted, _| predicted.hop)
+    }
+
     fn report(&self, evidence: &mut Evidence) {
-        let measured = self.predicted.tokens as f64 / median(&self.seconds);
-        let predicted = self.predicted.tokens_per_second();
-        let (first, predicted_first) = (median(&self.first), median(&self.predicted.first_token));
+        let predicted = self.median(|predicted, _| predicted.outcome.tokens_per_second());
+        let measured = self.median(|predicted, measured| predicted.outcome.tokens as f64 / measured.seconds);
+        let errors = self.all(|predicted, measured| percent(measured.seconds, predicted.outcome.seconds));
+        let (low, high) = errors.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), e| (l.min(*e), h.max(*e)));
+        let predicted_first = self.median(|predicted, _| median(&predicted.outcome.first_token));
+        let first = self.median(|_, measured| measured.first);
         let mut put = |name: &str, value: f64| evidence.insert(format!("simulation_{name}"), value.into());
         put("predicted_tokens_per_second", predicted);
         put("measured_tokens_per_second", measured);
-        put("error_percent", (predicted / measured - 1.0) * 100.0);
+        put("error_percent", percent(predicted, measured));
+        put("error_low_percent", low);
+        put("error_high_percent", high);
         put("predicted_ttft_seconds", predicted_first);
         put("measured_ttft_seconds", first);
-        put("ttft_error_percent", (predicted_first / first - 1.0) * 100.0);
-        put("predicted_bubble_share", self.predicted.bubble_share());
-        put("measured_bubble_share", median(&self.bubbles));
-        put("slowdown", self.slowdown);
-        put("hop_seconds", self.hop);
+        put("ttft_error_percent", percent(predicted_first, first));
+        put("predicted_bubble_share", self.median(|predicted, _| predicted.outcome.bubble_share()));
+        put("measured_bubble_share", self.median(|_, measured| measured.bubbles));
+        put("slowdown", self.median(|predicted, _| predicted.slowdown));
+        put("hop_seconds", self.hop());
         evidence.insert("simulation_link".to_owned(), self.via.name().to_owned().into());
-        evidence.insert("stage_peak_bytes".to_owned(), self.stage_bytes.into());
+        let stage_bytes = self.rounds.iter().map(|(predicted, _)| predicted.stage_bytes).max().unwrap_or(0);
+        evidence.insert("stage_peak_bytes".to_owned(), stage_bytes.into());
     }
+}
+
+/// By how much a figure is more than another one.
+fn percent(predicted: f64, measured: f64) -> f64 {
+    (predicted / measured - 1.0) * 100.0
 }
 
 /// Seconds of one run.
