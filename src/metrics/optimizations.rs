@@ -7,6 +7,11 @@ use super::{Fact, FactKind};
 pub(super) const FACTS: &[Fact] = &[
     fact("pack_records", FactKind::Integer, "Records of the pack that was made of the package."),
     fact(
+        "pack_products",
+        FactKind::Integer,
+        "Those of them that kernels of this program multiply with: quantized matrices, and experts.",
+    ),
+    fact(
         "compression_cache_bytes_per_token_before",
         FactKind::Integer,
         "Bytes of a token's keys and values in the package's own form.",

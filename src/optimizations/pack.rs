@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::loader::kernels;
 use crate::loader::pack::{self, CodecChoice, Options, Progress};
 use crate::package::Package;
-use crate::package::shards::{Codec, Form};
+use crate::package::shards::{Codec, Form, What};
 use crate::protocol::Reporter;
 
 /// Packs a package.
@@ -75,9 +75,11 @@ impl Derivation for PackStep {
         let records = &summary.index.records;
         let [stored, decoded]: [u64; 2] =
             [records.iter().map(|record| record.stored).sum(), records.iter().map(|record| record.bytes).sum()];
+        let products = records.iter().filter(|record| !matches!(record.what, What::Tensor { .. })).count() as u64;
         let compressed = records.iter().filter(|record| record.codec != Codec::None).count() as u64;
         let mut evidence = Evidence::from([
             ("pack_records".to_owned(), (records.len() as u64).into()),
+            ("pack_products".to_owned(), products.into()),
             ("shards_stored_bytes".to_owned(), stored.into()),
             ("shards_decoded_bytes".to_owned(), decoded.into()),
         ]);

@@ -112,6 +112,24 @@ fn fused_packages_can_be_packed_and_cut() {
 }
 
 #[test]
+fn products_of_this_program_say_the_same() {
+    for (name, form) in [("qwen3-tiny", "int4-fused"), ("qwen3-tiny", "int8-fused"), ("qwen3-moe-tiny", "int4-fused")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let from = Package::open(&package_of(name, form)).expect("a package");
+        let options = [("baseline", "fused"), ("operators", "none"), ("products", "own")];
+        let derived = optimized(&cell(&from.root, folder.path(), Technique::KernelFusion, &options)).expect("a pack");
+        let pack = Package::open(&derived.package).expect("a pack");
+        assert!(pack.manifest.pack.is_some());
+        assert!(count(&derived.evidence, "pack_products") > 0, "{name} {form}");
+        let (tokens, logits) = answers(&mut load(&from));
+        let (own_tokens, own_logits) = answers(&mut load(&pack));
+        assert_eq!(own_tokens, tokens, "{name} {form}");
+        let difference = difference(&logits, &own_logits);
+        assert!(difference <= 2e-2, "{name} {form}: {difference}");
+    }
+}
+
+#[test]
 fn what_cannot_be_fused_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let refused = |form: &str, options: &[(&str, &str)], change: &dyn Fn(&mut Cell)| {
@@ -128,6 +146,10 @@ fn what_cannot_be_fused_is_refused_by_name() {
     assert!(refused("int4-fused", &[], &without).contains("names no `plain` package"));
     let nothing = &[("baseline", "fused"), ("operators", "none")];
     assert!(refused("int4-fused", nothing, &|_| ()).contains("both arms are the same"));
+    let own = &[("baseline", "fused"), ("products", "own")];
+    assert!(refused("fp32-fused", own, &|_| ()).contains("for which the fp32 package does not ask"));
+    let own = &[("products", "own"), ("operators", "none")];
+    assert!(refused("int4-fused", own, &openvino).contains("this program's kernels of products run on"));
     // Halves are none of the operators' floats.
     let error = refused("fp16-fused", &[("baseline", "fused")], &|_| ());
     assert!(error.contains("nothing in the graph"), "{error}");

@@ -11,8 +11,9 @@ mod derive;
 mod patterns;
 mod view;
 
-use crate::cell::{Flavour, ImpactMetric, ProviderKind, Technique};
+use crate::cell::{Flavour, ImpactMetric, ProviderKind, Residency, Technique};
 use crate::error::{Error, Result};
+use crate::optimizations::pack::PackStep;
 use crate::optimizations::{Derivation, Optimization, OptionKind, OptionSpec, Options, Setup, Subject};
 use crate::yaml::suggest;
 
@@ -37,6 +38,13 @@ const OPTIONS: &[OptionSpec] = &[
         description: "Operators of this program that take the place of others: all, none, or names joined by commas \
                       (HeadNorm, SwiGlu, SkipNorm).",
     },
+    OptionSpec {
+        name: "products",
+        kind: OptionKind::Words(&["stock", "own"]),
+        default: "stock",
+        description: "Whose kernels multiply with quantized weights: ONNX Runtime's, or this program's, which is then given \
+                      a pack whose weights stay in memory.",
+    },
 ];
 
 impl Optimization for KernelFusion {
@@ -53,8 +61,13 @@ impl Optimization for KernelFusion {
         OPTIONS
     }
 
-    fn objective(&self, _options: &Options) -> ImpactMetric {
-        ImpactMetric::Decode
+    fn objective(&self, options: &Options) -> ImpactMetric {
+        // Kernels of products are told apart where there are several rows: prompts count as much as steps.
+        if owns_products(options) { ImpactMetric::Throughput } else { ImpactMetric::Decode }
+    }
+
+    fn derives_pack(&self, options: &Options) -> bool {
+        owns_products(options)
     }
 
     fn check(&self, subject: &Subject, options: &Options) -> Result<()> {
@@ -75,13 +88,30 @@ impl Optimization for KernelFusion {
             ))
             .hint("leave `operators` out, or write `operators: none`"));
         }
+        if owns_products(options) {
+            if cell.backend.provider != ProviderKind::Cpu {
+                return Err(Error::unsupported(format!(
+                    "this program's kernels of products run on the provider cpu, not on {}",
+                    cell.backend.provider
+                ))
+                .hint("leave `products` out"));
+            }
+            let precision = &subject.manifest.precision;
+            if precision.accuracy_level != Some(4) {
+                return Err(Error::unsupported(format!(
+                    "this program's kernels round activations to 8 bits, for which the {} package does not ask",
+                    precision.name
+                ))
+                .hint("export it with 4 or 8 bits and `--accuracy-level 4`"));
+            }
+        }
         if options.is("baseline", "plain") {
             let plan = cell.optimizations.as_ref();
             if plan.is_none_or(|plan| plan.plain.is_none()) {
                 return Err(Error::unsupported("the matrix names no `plain` package of the model to compare with")
                     .hint("put `{flavour}` into the model's `package`, or take `baseline: fused`"));
             }
-        } else if self.replaces(subject, options)?.is_empty() {
+        } else if self.replaces(subject, options)?.is_empty() && !owns_products(options) {
             return Err(Error::unsupported("with `baseline: fused` and no operators both arms are the same"));
         }
         Ok(())
@@ -101,8 +131,16 @@ impl Optimization for KernelFusion {
         if !names.is_empty() {
             setup.derive(Operators { names });
         }
+        if owns_products(options) {
+            PackStep::page(setup, subject, Residency::Resident);
+        }
         Ok(())
     }
+}
+
+/// Whether this program's kernels multiply with quantized weights.
+fn owns_products(options: &Options) -> bool {
+    options.is("products", "own")
 }
 
 impl KernelFusion {
