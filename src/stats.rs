@@ -95,6 +95,11 @@ impl Summary {
     }
 }
 
+/// The median of finite samples alone; NaN of none.
+pub fn median(samples: &[f64]) -> f64 {
+    if samples.is_empty() { f64::NAN } else { quantile(&sort(samples), 0.5) }
+}
+
 /// The ratio of two medians.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ratio {

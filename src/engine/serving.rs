@@ -20,7 +20,7 @@ use crate::engine::sampling::argmax;
 use crate::error::{Error, Result};
 use crate::loader::held;
 use crate::loader::spill::Traffic;
-use crate::stats::Summary;
+use crate::stats::median;
 
 pub use controller::{Objective, Search};
 
@@ -110,7 +110,7 @@ impl Served {
     /// The median over sequences of the time from the start of the queue to the first token.
     pub fn ttft_seconds(&self) -> f64 {
         let first: Vec<f64> = self.sequences.iter().map(|sequence| sequence.first_seconds).collect();
-        Summary::of(&first).map_or(f64::NAN, |summary| summary.median)
+        median(&first)
     }
 
     /// Generated tokens of all sequences.

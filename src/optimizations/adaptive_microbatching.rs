@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::package::{Package, Weights};
 use crate::probe::limits::MemoryLimits;
 use crate::protocol::FactValue;
-use crate::stats::Summary;
+use crate::stats::{Summary, median};
 
 /// The technique.
 pub struct AdaptiveMicrobatching;
@@ -211,10 +211,6 @@ fn sizes(count: u32, objective: &Objective, most_that_fit: Option<usize>) -> Vec
     let fits = |size: &u32| most_that_fit.is_none_or(|most| *size == 1 || *size as usize <= most);
     let allowed = |size: &u32| objective.max.is_none_or(|max| *size <= max.max(1));
     powers.chain([count]).filter(fits).filter(allowed).collect()
-}
-
-fn median(samples: &[f64]) -> f64 {
-    Summary::of(samples).map_or(f64::NAN, |summary| summary.median)
 }
 
 impl Sweep {

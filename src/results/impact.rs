@@ -2,6 +2,7 @@
 //! each cell.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use crate::cell::{Arm, Category, ImpactMetric};
 use crate::optimizations;
@@ -199,7 +200,7 @@ pub const TABLE: SideTable<Comparison> = SideTable {
     category: Category::OptimizationImpact,
     key: "impact_columns",
     rows: "A row for each figure of each cell whose optimizations are compared.",
-    columns: || COLUMNS,
+    columns: || &COLUMNS,
     parts: |outcome| outcome.impact.as_ref().map_or(&[], |impact| &impact.comparisons),
 };
 
@@ -213,82 +214,84 @@ const fn column(
 }
 
 /// Every column, in the order of the table.
-pub const COLUMNS: &[SideColumn<Comparison>] = &[
-    side::schema_version(),
-    side::run_id(),
-    side::cell_id(),
-    side::model(),
-    side::backend(),
-    side::precision(),
-    side::flavour(),
-    side::threads(),
-    column(
-        "memory_budget_bytes",
-        Kind::Integer,
-        "What the loader was allowed to hold; empty without a budget.",
-        |row| row.outcome.cell.memory.budget_bytes.map(Value::from),
-    ),
-    column("memory_limit_bytes", Kind::Integer, "What the kernel allowed both arms; empty without a limit.", |row| {
-        row.outcome.cell.memory.limit_bytes.map(Value::from)
-    }),
-    column("batch", Kind::Integer, "Sequences of a run.", |row| Some(row.outcome.cell.workload.batch.into())),
-    column("prompt_tokens", Kind::Integer, "Tokens of each prompt.", |row| {
-        Some(row.outcome.cell.workload.prompt_tokens.into())
-    }),
-    column("generate_tokens", Kind::Integer, "Tokens generated after each prompt.", |row| {
-        Some(row.outcome.cell.workload.generate_tokens.into())
-    }),
-    column(
-        "optimizations",
-        Kind::Text,
-        "What the optimized arm switches on; `none` compares the cell with itself.",
-        |row| row.outcome.cell.optimizations.as_ref().map(|plan| Value::Text(plan.to_string())),
-    ),
-    column("metric", Kind::Text, "The figure, named as in samples.csv.", |row| Some(row.part.metric.name().into())),
-    column("objective", Kind::Bool, "Whether the technique is judged by this figure.", |row| {
-        Some((objective(row.outcome) == Some(row.part.metric)).into())
-    }),
-    column("higher_is_better", Kind::Bool, "Whether more of it is better.", |row| {
-        Some(row.part.metric.higher_is_better().into())
-    }),
-    column("pairs", Kind::Integer, "Pairs of processes, taken A B, B A, ….", |row| {
-        Some((row.part.pairs as u64).into())
-    }),
-    column(
-        "baseline",
-        Kind::Float,
-        "Geometric mean over the baseline's processes, each the median of its runs.",
-        |row| Some(Value::Float(row.part.baseline)),
-    ),
-    column("optimized", Kind::Float, "The same of the optimized processes.", |row| {
-        Some(Value::Float(row.part.optimized))
-    }),
-    column(
-        "ratio",
-        Kind::Float,
-        "Geometric mean of the pairs' ratios, optimized ÷ baseline; empty where a value is zero.",
-        |row| Some(Value::Float(row.part.ratio.as_ref()?.value)),
-    ),
-    column(
-        "ratio_ci95_low",
-        Kind::Float,
-        "Lower end of its 95 % interval (Student's t of the pairs' logarithms); empty below 3 pairs.",
-        |row| Some(Value::Float(row.part.ratio.as_ref()?.ci95?.low)),
-    ),
-    column("ratio_ci95_high", Kind::Float, "Upper end.", |row| Some(Value::Float(row.part.ratio.as_ref()?.ci95?.high))),
-    column(
-        "noise_ratio",
-        Kind::Float,
-        "By what factor two baseline processes that follow each other differ, as a median.",
-        |row| row.part.noise.map(Value::Float),
-    ),
-    column(
-        "verdict",
-        Kind::Text,
-        "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `noise_ratio`, and than 1 %, `no difference` otherwise, `undecided` below 3 pairs.",
-        |row| Some(row.part.effect.name().into()),
-    ),
-];
+pub static COLUMNS: LazyLock<Vec<SideColumn<Comparison>>> =
+    LazyLock::new(|| side::identity().into_iter().chain(own_columns()).collect());
+
+fn own_columns() -> [SideColumn<Comparison>; 17] {
+    [
+        column(
+            "memory_budget_bytes",
+            Kind::Integer,
+            "What the loader was allowed to hold; empty without a budget.",
+            |row| row.outcome.cell.memory.budget_bytes.map(Value::from),
+        ),
+        column(
+            "memory_limit_bytes",
+            Kind::Integer,
+            "What the kernel allowed both arms; empty without a limit.",
+            |row| row.outcome.cell.memory.limit_bytes.map(Value::from),
+        ),
+        column("batch", Kind::Integer, "Sequences of a run.", |row| Some(row.outcome.cell.workload.batch.into())),
+        column("prompt_tokens", Kind::Integer, "Tokens of each prompt.", |row| {
+            Some(row.outcome.cell.workload.prompt_tokens.into())
+        }),
+        column("generate_tokens", Kind::Integer, "Tokens generated after each prompt.", |row| {
+            Some(row.outcome.cell.workload.generate_tokens.into())
+        }),
+        column(
+            "optimizations",
+            Kind::Text,
+            "What the optimized arm switches on; `none` compares the cell with itself.",
+            |row| row.outcome.cell.optimizations.as_ref().map(|plan| Value::Text(plan.to_string())),
+        ),
+        column("metric", Kind::Text, "The figure, named as in samples.csv.", |row| Some(row.part.metric.name().into())),
+        column("objective", Kind::Bool, "Whether the technique is judged by this figure.", |row| {
+            Some((objective(row.outcome) == Some(row.part.metric)).into())
+        }),
+        column("higher_is_better", Kind::Bool, "Whether more of it is better.", |row| {
+            Some(row.part.metric.higher_is_better().into())
+        }),
+        column("pairs", Kind::Integer, "Pairs of processes, taken A B, B A, ….", |row| {
+            Some((row.part.pairs as u64).into())
+        }),
+        column(
+            "baseline",
+            Kind::Float,
+            "Geometric mean over the baseline's processes, each the median of its runs.",
+            |row| Some(Value::Float(row.part.baseline)),
+        ),
+        column("optimized", Kind::Float, "The same of the optimized processes.", |row| {
+            Some(Value::Float(row.part.optimized))
+        }),
+        column(
+            "ratio",
+            Kind::Float,
+            "Geometric mean of the pairs' ratios, optimized ÷ baseline; empty where a value is zero.",
+            |row| Some(Value::Float(row.part.ratio.as_ref()?.value)),
+        ),
+        column(
+            "ratio_ci95_low",
+            Kind::Float,
+            "Lower end of its 95 % interval (Student's t of the pairs' logarithms); empty below 3 pairs.",
+            |row| Some(Value::Float(row.part.ratio.as_ref()?.ci95?.low)),
+        ),
+        column("ratio_ci95_high", Kind::Float, "Upper end.", |row| {
+            Some(Value::Float(row.part.ratio.as_ref()?.ci95?.high))
+        }),
+        column(
+            "noise_ratio",
+            Kind::Float,
+            "By what factor two baseline processes that follow each other differ, as a median.",
+            |row| row.part.noise.map(Value::Float),
+        ),
+        column(
+            "verdict",
+            Kind::Text,
+            "`helps` or `hurts` where the interval leaves out 1 and the ratio is farther from it than `noise_ratio`, and than 1 %, `no difference` otherwise, `undecided` below 3 pairs.",
+            |row| Some(row.part.effect.name().into()),
+        ),
+    ]
+}
 
 #[cfg(test)]
 mod tests {

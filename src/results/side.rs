@@ -130,6 +130,11 @@ pub const fn threads<T>() -> SideColumn<T> {
     })
 }
 
+/// All of them, in the order in which tables about language models begin.
+pub const fn identity<T>() -> [SideColumn<T>; 8] {
+    [schema_version(), run_id(), cell_id(), model(), backend(), precision(), flavour(), threads()]
+}
+
 /// A table.
 pub struct SideTable<T: 'static> {
     /// Its file's name.

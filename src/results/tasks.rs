@@ -23,8 +23,7 @@ pub const TABLE: SideTable<TaskResult> = SideTable {
 /// Every column, in the order of the table.
 pub fn columns() -> &'static [SideColumn<TaskResult>] {
     static COLUMNS: LazyLock<Vec<SideColumn<TaskResult>>> = LazyLock::new(|| {
-        let mut columns = identity();
-        columns.extend(result());
+        let mut columns: Vec<_> = side::identity().into_iter().chain(result()).collect();
         columns.extend(TASK_FIGURES.iter().map(|figure| {
             // `acc_bytes` is no number of bytes: of the figures, only ratios end in their unit.
             let unit = if figure.name.ends_with("_ratio") { "ratio" } else { "" };
@@ -46,19 +45,6 @@ pub fn columns() -> &'static [SideColumn<TaskResult>] {
 /// Figures travel as floating-point numbers; these count items.
 fn is_count(figure: &str) -> bool {
     figure == "answers_changed" || figure.starts_with("flips")
-}
-
-fn identity() -> Vec<SideColumn<TaskResult>> {
-    vec![
-        side::schema_version(),
-        side::run_id(),
-        side::cell_id(),
-        side::model(),
-        side::backend(),
-        side::precision(),
-        side::flavour(),
-        side::threads(),
-    ]
 }
 
 fn result() -> Vec<SideColumn<TaskResult>> {

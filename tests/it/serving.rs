@@ -206,6 +206,7 @@ fn a_sweep_says_what_is_best_and_how_near_the_search_comes() {
     assert_eq!(all.rates.iter().map(|(size, _)| *size).collect::<Vec<_>>(), [1, 2, 4, 7]);
     assert_eq!(all.shares.len(), 5);
     assert!(all.rates.iter().all(|(_, rate)| *rate > 0.0));
+    assert!(all.shares.iter().all(|share| *share > 0.0));
     let evidence = all.evidence();
     for name in evidence.keys() {
         assert!(ortbench::metrics::find_fact(name).is_some(), "{name}");

@@ -10,7 +10,7 @@ use crate::engine::stages::{Phase, Pipeline, Stages, Times, Timing, Via, namespa
 use crate::engine::{Plan, Prompt, Prompter};
 use crate::error::{Error, Result};
 use crate::optimizations::{Evidence, Examination};
-use crate::stats::Summary;
+use crate::stats::{Summary, median};
 
 /// Tokens that a calibration generates, at most.
 const CALIBRATION: usize = 24;
@@ -261,15 +261,16 @@ impl Check {
         let predicted = self.median(|predicted, _| predicted.outcome.tokens_per_second());
         let measured = self.median(|predicted, measured| predicted.outcome.tokens as f64 / measured.seconds);
         let errors = self.all(|predicted, measured| percent(measured.seconds, predicted.outcome.seconds));
-        let (low, high) = errors.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), e| (l.min(*e), h.max(*e)));
         let predicted_first = self.median(|predicted, _| median(&predicted.outcome.first_token));
         let first = self.median(|_, measured| measured.first);
         let mut put = |name: &str, value: f64| evidence.insert(format!("simulation_{name}"), value.into());
         put("predicted_tokens_per_second", predicted);
         put("measured_tokens_per_second", measured);
         put("error_percent", percent(predicted, measured));
-        put("error_low_percent", low);
-        put("error_high_percent", high);
+        if let Some(errors) = Summary::of(&errors) {
+            put("error_low_percent", errors.min);
+            put("error_high_percent", errors.max);
+        }
         put("predicted_ttft_seconds", predicted_first);
         put("measured_ttft_seconds", first);
         put("ttft_error_percent", percent(predicted_first, first));
@@ -300,8 +301,4 @@ fn busy(times: &Times) -> Busy {
         runs.map(|timing| timing.parts.iter().sum::<f64>() + timing.around).sum()
     };
     Busy { prefill: of(Phase::Prefill), step: of(Phase::Step) }
-}
-
-fn median(values: &[f64]) -> f64 {
-    Summary::of(values).map_or(f64::NAN, |summary| summary.median)
 }

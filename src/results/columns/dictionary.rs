@@ -12,10 +12,11 @@ use crate::results::side::TABLES;
 /// As `docs/columns.md` has it.
 pub fn markdown() -> String {
     let mut text = format!(
-        "# Columns of summary.csv and tasks.csv, schema version {SCHEMA_VERSION}\n\n\
+        "# Columns of the tables, schema version {SCHEMA_VERSION}\n\n\
          Made by `ortbench columns --markdown`; a test keeps it current. What a row does not have is an empty field: \
          never zero, never a dash.\n\n\
-         The groups are those of `summary.csv`; the columns of [tasks.csv](#taskscsv) follow them. A series named \
+         The groups are those of `summary.csv`; the columns of [tasks.csv](#taskscsv), \
+         [operators.csv](#operatorscsv) and [impact.csv](#impactcsv) follow them. A series named \
          `STEM_UNIT` in `samples.csv` has here a column for each statistic, `STEM_STATISTIC_UNIT`.\n"
     );
     for group in Group::ALL {
