@@ -49,8 +49,12 @@ const SLOW_PROMPTS: f64 = 1.3;
 /// More than any machine runs together.
 const MOST: usize = 1 << 16;
 
-/// Sizes that are as near as this are not told apart.
+/// Sizes that are as near as this are not told apart, …
 const NEAR: f64 = 1.25;
+
+/// … unless they differ by more sequences than these, and by a larger factor.
+const FEW_BETWEEN: usize = 2;
+const VERY_NEAR: f64 = 1.1;
 
 /// How much of the memory, and of a step's time, predictions may fill.
 const FILL: f64 = 0.95;
@@ -274,9 +278,16 @@ impl Controller {
         }
     }
 
+    /// The smallest size above the best one, up to this one, that was tried: where it was no better, what there is to find
+    /// lies below it.
+    fn first_beyond(&self, best: usize, size: usize) -> usize {
+        let mut beyond = self.seen.range(best.saturating_add(1)..).map(|(seen, _)| *seen);
+        beyond.next().map_or(size, |seen| seen.min(size))
+    }
+
     /// Whether a size between two promises what neither has: then there is a cliff between them.
     fn hides_a_gain(&self, best: usize, size: usize, least: f64) -> bool {
-        let middle = between(best.min(size), best.max(size));
+        let middle = between(best.min(size), self.first_beyond(best, size).max(best));
         let row = self.row(best).max(self.prompt_row());
         best < size && middle > best && self.promised(best, middle, row) < NO_GAIN * least
     }
@@ -291,11 +302,42 @@ impl Controller {
         }
         let row = self.row(best).max(self.prompt_row());
         let cliff = step / (before + (size - best) as f64 * row);
-        let between = self.promised(best, between(best, size), row);
-        self.promised(size, further, row * cliff.max(1.0)) < NO_GAIN * least.min(between)
+        let between = self.promised(best, between(best, self.first_beyond(best, size)), row);
+        // One step behind a cliff may win nothing, and the next one much.
+        let most = self.objective.max.map_or(MOST, |max| max as usize);
+        let bad = self.bad.unwrap_or(MOST);
+        let far = (further * GROWTH).min(most).min(bad).max(further);
+        self.promised(size, far, row * cliff.max(1.0)) < NO_GAIN * least.min(between)
+    }
+
+    /// Settled, after a look between two sizes: the largest one that was tried may be the better one all the same, or more
+    /// than it may be.
+    fn go_on_from_the_largest(&mut self) {
+        let Some((best, least)) = self.best.filter(|_| self.is_settled()) else { return };
+        let enough = STEPS.min(self.steps);
+        let Some((&size, &(step, count))) = self.seen.last_key_value() else { return };
+        let in_time = self.objective.step_seconds.is_none_or(|limit| step <= limit);
+        if size <= best || count < enough || !in_time || !self.fits(size, 1) {
+            return;
+        }
+        let share = self.share(size);
+        let most = self.objective.max.map_or(MOST, |max| max as usize);
+        let far = (size * GROWTH).min(most).max(size);
+        if share.min(self.promised(size, far, self.row(size))) < NO_GAIN * least {
+            self.bad = None;
+            if share < least {
+                self.best = Some((size, share));
+            }
+            self.goal = self.larger(size, step);
+        }
     }
 
     fn judge(&mut self) {
+        self.judge_size();
+        self.go_on_from_the_largest();
+    }
+
+    fn judge_size(&mut self) {
         let Some(size) = self.judged else { return };
         let (step, count) = self.seen.get(&size).copied().unwrap_or((0.0, 0));
         let enough = STEPS.min(self.steps);
@@ -340,9 +382,10 @@ impl Controller {
 
     fn back_off(&mut self, size: usize) {
         self.search.backoffs += 1;
-        (self.bad, self.slow, self.judged) = (Some(size), Some(size), None);
+        let bad = self.best.map_or(size, |(best, _)| self.first_beyond(best, size));
+        (self.bad, self.slow, self.judged) = (Some(bad), Some(size), None);
         self.goal = match self.best {
-            Some((best, _)) => between(best, size),
+            Some((best, _)) => between(best, bad),
             None => (size / 2).max(1),
         };
         if self.goal == size {
@@ -371,5 +414,6 @@ impl Controller {
 /// A size between a good one and one that is too large; the good one where they are near.
 fn between(good: usize, bad: usize) -> usize {
     let middle = ((good * bad) as f64).sqrt() as usize;
-    if (middle as f64) < NEAR * good as f64 { good } else { middle }
+    let near = if middle > good + FEW_BETWEEN { VERY_NEAR } else { NEAR };
+    if (middle as f64) < near * good as f64 { good } else { middle }
 }
