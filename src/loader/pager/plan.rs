@@ -93,16 +93,21 @@ impl Sizes<'_> {
         self.index.records.iter().map(staging).max().unwrap_or(0)
     }
 
+    /// What the computation holds at once of dense records of at most `largest` bytes.
+    fn held(&self, largest: u64) -> u64 {
+        match self.index.form {
+            Form::Operators => largest,
+            // A segment's inputs are bound together.
+            Form::Inputs => self.segments(|record| !is_expert(record) && slot(record) <= largest),
+        }
+    }
+
     /// Memory through which dense records of at most `largest` bytes can stream: what the computation holds at once,
     /// and as much as is in flight.
     fn stream(&self, largest: u64) -> u64 {
         let streams = |record: &Record| !is_expert(record) && slot(record) <= largest;
         let all: u64 = self.index.records.iter().filter(|record| streams(record)).map(slot).sum();
-        let held = match self.index.form {
-            Form::Operators => largest,
-            // A segment's inputs are bound together.
-            Form::Inputs => self.segments(streams),
-        };
+        let held = self.held(largest);
         let staged = self.index.records.iter().filter(|record| streams(record)).map(staging).max().unwrap_or(0);
         all.min(held + largest.max(self.flight)) + staged
     }
@@ -154,8 +159,9 @@ impl Sizes<'_> {
         sizes.dedup();
         let beyond = |size: u64| self.dense().filter(move |(_, record)| slot(record) > size);
         let bytes_beyond = |size: u64| beyond(size).map(|(_, record)| slot(record)).sum::<u64>();
-        // What stays is read through the stream's memory too, where it has to be decoded.
-        let stream = |size: u64| self.stream(size).max(staged);
+        // What stays is read through the stream's memory too, where it has to be decoded: beside what the computation
+        // holds, since a plan that comes while it runs may let records stay that are not there yet.
+        let stream = |size: u64| self.stream(size).max(self.held(size) + staged);
         let largest = sizes.iter().copied().find(|size| bytes_beyond(*size) + stream(*size) <= capacity);
         let Some(largest) = largest.or(sizes.last().copied()) else { return (0, 0) };
         let mut kept: u64 = beyond(largest).map(|(id, record)| (pinned[id] = true, slot(record)).1).sum();

@@ -80,7 +80,9 @@ impl State {
     }
 
     fn start_ahead(&mut self) -> bool {
-        if !self.ahead {
+        // Where a dense record that is wanted found no room, what is read ahead would leave for it at once, again and
+        // again.
+        if !self.ahead || !self.wanted[0].is_empty() {
             return false;
         }
         let count = self.dense.len();

@@ -254,7 +254,7 @@ fn slow_interrupted_and_short_reads_are_right() {
 fn leases_that_fill_the_memory_are_named_instead_of_waiting_for_ever() {
     let pack = mixture();
     let options = options(Residency::Experts, Some(least(&pack, Residency::Experts)));
-    let tuning = Tuning { patience: Duration::from_millis(100), ..tuning(None) };
+    let tuning = Tuning { patience: Duration::from_millis(500), ..tuning(None) };
     let pager = Pager::open_tuned(pack.folder.path(), &pack.index, &options, tuning).unwrap();
     let mut held = Vec::new();
     let error =
@@ -263,6 +263,23 @@ fn leases_that_fill_the_memory_are_named_instead_of_waiting_for_ever() {
     assert_eq!(held.len(), 8);
     held.clear();
     check_all(&pack, &pager, &pack.ids(true));
+}
+
+/// What is read ahead into the room that is left, and leaves again for what is wanted, is no progress.
+#[test]
+fn reading_ahead_hides_nobody_who_waits_for_ever() {
+    let pack = Pack::new(&vec![Layer::new(&[70_001, 5_000, 6_000], 0, 0); 6]);
+    let options = options(Residency::Stream, Some(least(&pack, Residency::Stream)));
+    let tuning = Tuning { patience: Duration::from_millis(500), ..tuning(None) };
+    let pager = Pager::open_tuned(pack.folder.path(), &pack.index, &options, tuning).unwrap();
+    let large: Vec<RecordId> = pack.ids(false).into_iter().step_by(3).collect();
+    let mut held = Vec::new();
+    let error = large.iter().find_map(|id| pager.acquire(*id).map(|lease| held.push(lease)).err()).unwrap();
+    assert!(text(&error).contains("no room for record"), "{}", text(&error));
+    let reads = pager.statistics().reads;
+    assert!(reads < 4 * pack.bytes.len() as u64, "{reads} reads");
+    held.clear();
+    pack.ids(false).iter().for_each(|id| check(&pack, &pager, *id));
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0_usize..100, numbers(), 0_usize..12, 1_usize..5)
             .prop_map(|(layer, experts, take, hold)| Step::Request { layer, experts, take, hold }),
         1 => numbers().prop_map(Step::Guess),
-        1 => (0_u64..600_000).prop_map(Step::Capacity),
+        2 => (0_u64..600_000).prop_map(Step::Capacity),
     ]
 }
 

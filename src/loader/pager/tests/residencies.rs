@@ -1,6 +1,7 @@
 //! Each residency gives the right bytes, within its capacity, and reads no more than it must.
 
 use super::*;
+use crate::package::shards::{Codec, Form, ShardIndex};
 
 #[test]
 fn resident_reads_each_record_once() {
@@ -220,6 +221,29 @@ fn the_capacity_changes_while_running() {
     let read = pager.statistics().bytes_read - before.bytes_read;
     assert!(read <= facts.streamed_bytes_per_pass + 40_000 + facts.stream_bytes, "{read}; {facts:?}");
     assert!(before.peak_bytes <= least + 700_000);
+}
+
+/// A plan that lets a coded record stay needs room to decode it beside what is in use when the plan changes.
+#[test]
+fn what_comes_to_stay_is_decoded_beside_what_is_in_use() {
+    let pack = Pack::coded(&vec![Layer::new(&[4_000, 45_000, 20_000], 0, 0); 2], |_| Codec::Lz4);
+    let dense = pack.ids(false);
+    for form in [Form::Operators, Form::Inputs] {
+        let index = Arc::new(ShardIndex { form, ..(*pack.index).clone() });
+        let least = super::super::plan::least(&index, Residency::Stream, 1, CHUNK);
+        let mut options = options(Residency::Stream, Some(least));
+        options.reads.depth = 1;
+        for capacity in (least..pack.total() + 100_000).step_by(4096) {
+            for used in &dense {
+                let pager = Pager::open_tuned(pack.folder.path(), &index, &options, tuning(None)).unwrap();
+                let lease = pager.acquire(*used).unwrap();
+                pager.set_capacity(capacity).unwrap();
+                dense.iter().for_each(|id| check(&pack, &pager, *id));
+                assert!(*lease == *pack.bytes[*used]);
+                assert!(pager.statistics().peak_bytes <= capacity);
+            }
+        }
+    }
 }
 
 #[test]
