@@ -49,12 +49,11 @@ const SLOW_PROMPTS: f64 = 1.3;
 /// More than any machine runs together.
 const MOST: usize = 1 << 16;
 
-/// Sizes that are as near as this are not told apart, …
-const NEAR: f64 = 1.25;
+/// What is left behind must promise a share that is smaller by this factor.
+const WORTH_A_SEARCH: f64 = 0.9;
 
-/// … unless they differ by more sequences than these, and by a larger factor.
-const FEW_BETWEEN: usize = 2;
-const VERY_NEAR: f64 = 1.1;
+/// Sizes that are as near as this are not told apart.
+const NEAR: f64 = 1.1;
 
 /// How much of the memory, and of a step's time, predictions may fill.
 const FILL: f64 = 0.95;
@@ -332,9 +331,26 @@ impl Controller {
         }
     }
 
+    /// Settled behind a cliff, which more sequences won back: just before it may be a size that is better still. A line
+    /// through the sizes before it says so, and what it promises must be worth a search of its own.
+    fn look_before_the_cliff(&mut self) {
+        let Some((best, least)) = self.best.filter(|_| self.is_settled()) else { return };
+        let sizes: Vec<usize> = self.seen.range(..=best).map(|(size, _)| *size).collect();
+        let left = sizes.windows(2).find(|pair| {
+            let (before, behind) = (pair[0], pair[1]);
+            let row = self.row(before).max(self.prompt_row());
+            between(before, behind) > before && self.promised(before, behind - 1, row) < WORTH_A_SEARCH * least
+        });
+        if let Some(&[before, behind]) = left {
+            (self.bad, self.slow) = (Some(behind), Some(best));
+            (self.best, self.goal) = (Some((before, self.share(before))), between(before, behind));
+        }
+    }
+
     fn judge(&mut self) {
         self.judge_size();
         self.go_on_from_the_largest();
+        self.look_before_the_cliff();
     }
 
     fn judge_size(&mut self) {
@@ -414,6 +430,5 @@ impl Controller {
 /// A size between a good one and one that is too large; the good one where they are near.
 fn between(good: usize, bad: usize) -> usize {
     let middle = ((good * bad) as f64).sqrt() as usize;
-    let near = if middle > good + FEW_BETWEEN { VERY_NEAR } else { NEAR };
-    if (middle as f64) < near * good as f64 { good } else { middle }
+    if (middle as f64) < NEAR * good as f64 { good } else { middle }
 }

@@ -212,11 +212,25 @@ fn it_goes_back_from_a_cliff_and_looks_between() {
     let curves = Curves { cliff: Some((12, 4.0)), ..Curves::default() };
     let outcome = curves.serve(&found(Objective::default()), 64, 32);
     let search = outcome.search();
-    assert_eq!(search.tried, [1, 4, 16, 8, 11], "{search:?}");
-    assert_eq!((search.chosen, search.backoffs), (11, 1));
+    assert_eq!(search.tried, [1, 4, 16, 8, 11, 13], "{search:?}");
+    assert_eq!((search.chosen, search.backoffs), (11, 2));
     // Those that were too many go on a few at a time.
     let late: usize = outcome.waves.iter().filter(|wave| wave.size >= 12).map(|wave| wave.steps).sum();
-    assert!(late <= 4, "{late} steps beyond the cliff");
+    assert!(late <= 8, "{late} steps beyond the cliff");
+}
+
+#[test]
+fn it_looks_before_a_cliff_that_more_sequences_won_back() {
+    let curves = Curves { step: (0.374, 0.004), cliff: Some((15, 5.4)), prompt_seconds: 0.028, ..Curves::default() };
+    let objective = Objective { max: Some(128), ..Objective::default() };
+    let outcome = curves.serve(&found(objective.clone()), 2000, 16);
+    let search = outcome.search();
+    assert_eq!(search.tried, [1, 4, 16, 64, 128, 8, 11, 13], "{search:?}");
+    assert_eq!(search.chosen, 13);
+    // Where nothing before it is better it stays behind it.
+    let curves = Curves { cliff: Some((5, 1.5)), ..curves };
+    let outcome = curves.serve(&found(objective), 2000, 16);
+    assert_eq!(outcome.search().tried, [1, 4, 16, 64, 128]);
 }
 
 #[test]
