@@ -277,6 +277,26 @@ impl Controller {
         }
     }
 
+    /// What a row more than that size takes: no less than a token of a prompt does.
+    fn row_beyond(&self, size: usize) -> f64 {
+        self.row(size).max(self.prompt_row())
+    }
+
+    /// The most sequences that may run together.
+    fn most(&self) -> usize {
+        self.objective.max.map_or(usize::MAX, |max| max as usize)
+    }
+
+    /// A size after one step of growth.
+    fn grown(&self, size: usize) -> usize {
+        size.saturating_mul(GROWTH).min(self.most()).max(size)
+    }
+
+    /// Steps after which a size is judged, of sequences that may take fewer.
+    fn enough(&self) -> usize {
+        STEPS.min(self.steps)
+    }
+
     /// The smallest size above the best one, up to this one, that was tried: where it was no better, what there is to find
     /// lies below it.
     fn first_beyond(&self, best: usize, size: usize) -> usize {
@@ -287,7 +307,7 @@ impl Controller {
     /// Whether a size between two promises what neither has: then there is a cliff between them.
     fn hides_a_gain(&self, best: usize, size: usize, least: f64) -> bool {
         let middle = between(best.min(size), self.first_beyond(best, size).max(best));
-        let row = self.row(best).max(self.prompt_row());
+        let row = self.row_beyond(best);
         best < size && middle > best && self.promised(best, middle, row) < NO_GAIN * least
     }
 
@@ -299,13 +319,11 @@ impl Controller {
         if best >= size || further == size {
             return false;
         }
-        let row = self.row(best).max(self.prompt_row());
+        let row = self.row_beyond(best);
         let cliff = step / (before + (size - best) as f64 * row);
         let between = self.promised(best, between(best, self.first_beyond(best, size)), row);
         // One step behind a cliff may win nothing, and the next one much.
-        let most = self.objective.max.map_or(MOST, |max| max as usize);
-        let bad = self.bad.unwrap_or(MOST);
-        let far = (further * GROWTH).min(most).min(bad).max(further);
+        let far = self.grown(further).min(self.bad.unwrap_or(usize::MAX)).max(further);
         self.promised(size, far, row * cliff.max(1.0)) < NO_GAIN * least.min(between)
     }
 
@@ -313,16 +331,13 @@ impl Controller {
     /// than it may be.
     fn go_on_from_the_largest(&mut self) {
         let Some((best, least)) = self.best.filter(|_| self.is_settled()) else { return };
-        let enough = STEPS.min(self.steps);
         let Some((&size, &(step, count))) = self.seen.last_key_value() else { return };
         let in_time = self.objective.step_seconds.is_none_or(|limit| step <= limit);
-        if size <= best || count < enough || !in_time || !self.fits(size, 1) {
+        if size <= best || count < self.enough() || !in_time || !self.fits(size, 1) {
             return;
         }
         let share = self.share(size);
-        let most = self.objective.max.map_or(MOST, |max| max as usize);
-        let far = (size * GROWTH).min(most).max(size);
-        if share.min(self.promised(size, far, self.row(size))) < NO_GAIN * least {
+        if share.min(self.promised(size, self.grown(size), self.row(size))) < NO_GAIN * least {
             self.bad = None;
             if share < least {
                 self.best = Some((size, share));
@@ -338,7 +353,7 @@ impl Controller {
         let sizes: Vec<usize> = self.seen.range(..=best).map(|(size, _)| *size).collect();
         let left = sizes.windows(2).find(|pair| {
             let (before, behind) = (pair[0], pair[1]);
-            let row = self.row(before).max(self.prompt_row());
+            let row = self.row_beyond(before);
             between(before, behind) > before && self.promised(before, behind - 1, row) < WORTH_A_SEARCH * least
         });
         if let Some(&[before, behind]) = left {
@@ -356,7 +371,7 @@ impl Controller {
     fn judge_size(&mut self) {
         let Some(size) = self.judged else { return };
         let (step, count) = self.seen.get(&size).copied().unwrap_or((0.0, 0));
-        let enough = STEPS.min(self.steps);
+        let enough = self.enough();
         if count < enough {
             return;
         }
@@ -423,7 +438,7 @@ impl Controller {
         if let Some(bad) = self.bad {
             next = next.min(between(size, bad));
         }
-        next.min(self.objective.max.map_or(usize::MAX, |max| max as usize)).max(size)
+        next.min(self.most()).max(size)
     }
 }
 

@@ -40,6 +40,11 @@ pub(super) fn staging(record: &Record) -> u64 {
     if record.codec == Codec::None { 0 } else { record.stored.max(1).next_multiple_of(ALIGNMENT) }
 }
 
+/// Whether a record is a dense one of at most `largest` bytes.
+fn streams(largest: u64) -> impl Fn(&Record) -> bool {
+    move |record| !is_expert(record) && slot(record) <= largest
+}
+
 pub(super) fn is_expert(record: &Record) -> bool {
     matches!(record.what, What::Expert { .. })
 }
@@ -98,14 +103,14 @@ impl Sizes<'_> {
         match self.index.form {
             Form::Operators => largest,
             // A segment's inputs are bound together.
-            Form::Inputs => self.segments(|record| !is_expert(record) && slot(record) <= largest),
+            Form::Inputs => self.segments(streams(largest)),
         }
     }
 
     /// Memory through which dense records of at most `largest` bytes can stream: what the computation holds at once,
     /// and as much as is in flight.
     fn stream(&self, largest: u64) -> u64 {
-        let streams = |record: &Record| !is_expert(record) && slot(record) <= largest;
+        let streams = streams(largest);
         let all: u64 = self.index.records.iter().filter(|record| streams(record)).map(slot).sum();
         let held = self.held(largest);
         let staged = self.index.records.iter().filter(|record| streams(record)).map(staging).max().unwrap_or(0);
@@ -166,7 +171,7 @@ impl Sizes<'_> {
         let Some(largest) = largest.or(sizes.last().copied()) else { return (0, 0) };
         let mut kept: u64 = beyond(largest).map(|(id, record)| (pinned[id] = true, slot(record)).1).sum();
         // Two segments' worth lets several sequences share one load of a layer while the next one arrives.
-        let two = 2 * self.segments(|record| !is_expert(record) && slot(record) <= largest);
+        let two = 2 * self.segments(streams(largest));
         let least = stream(largest);
         let stream = if two <= capacity / 8 { least.max(two).min(capacity - kept) } else { least };
         for id in self.streaming_order().into_iter().rev() {
